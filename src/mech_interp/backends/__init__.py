@@ -1,0 +1,1 @@
+"""Adapters that open a language model into named sites, behind one protocol."""

@@ -1,0 +1,157 @@
+"""One decoder block executed in named pieces, every site a value in hand.
+
+The taps of ``resid_pre``, ``z``, ``resid_mid`` and ``resid_post`` are the caller's: between the pieces
+a sweep lets further rows join, and they must be there before the tap.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from mech_interp.backends.huggingface.layouts.base import Block, Rotary
+
+
+class Taps(Protocol):
+    """Sees every site as it is computed; may record it or hand back an edited tensor."""
+
+    def wants(self, kind: str, layer: int | None) -> bool:
+        """Whether the site is captured or edited, so that it must be computed."""
+        ...
+
+    def __call__(self, kind: str, layer: int | None, value: Tensor) -> Tensor:
+        """Record and edit; returns the value to go on with."""
+        ...
+
+    def narrow(self) -> None:
+        """From here on only the columns still needed are computed."""
+        ...
+
+
+class KeyValues(Protocol):
+    """Joins the keys and values just computed with those that came from elsewhere."""
+
+    def __call__(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """[row, new position, kv_head, d_head] to [row, key position, kv_head, d_head]."""
+        ...
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Where the rows being computed lie.
+
+    Attributes:
+        rotary: cosines and sines at the computed positions (None without rotary).
+        query_positions: [row or 1, position] true positions of the computed columns.
+        kv: how earlier keys and values are joined in.
+        explicit: compute scores and pattern step by step instead of fused attention.
+        query_columns: in the last layer of a sweep, the columns [row, n] whose output is still
+            needed; None for all.
+    """
+
+    rotary: Rotary | None
+    query_positions: Tensor
+    kv: KeyValues
+    explicit: bool = False
+    query_columns: Tensor | None = None
+
+
+def attention_z(block: Block, layer: int, x: Tensor, frame: Frame, taps: Taps) -> Tensor:
+    """From the residual stream entering the block to z [row, position, head, d_head] (before its tap)."""
+    normed = taps("ln1", layer, block.norm1(x))
+    q, k, v = block.qkv(normed)
+    q, k, v = taps("q", layer, q), taps("k", layer, k), taps("v", layer, v)
+    if frame.rotary is not None:
+        q, k = block.rotate(q, k, frame.rotary)
+        q, k = taps("rot_q", layer, q), taps("rot_k", layer, k)
+    keys, values = frame.kv(layer, k, v)
+    positions = frame.query_positions
+    if frame.query_columns is not None:
+        q = take_columns(q, frame.query_columns)
+        positions = take_columns(positions.expand(len(q), -1), frame.query_columns)
+        taps.narrow()
+    allowed = attention_mask(positions, keys.shape[1], block.window)
+    if frame.explicit or taps.wants("attn_scores", layer) or taps.wants("pattern", layer):
+        return _explicit_attention(block, layer, q, keys, values, allowed, taps)
+    return _fused_attention(block, q, keys, values, allowed)
+
+
+def attention_to_mid(block: Block, layer: int, x: Tensor, z: Tensor, taps: Taps) -> Tensor:
+    """From z and the stream entering the block to the stream between attention and MLP (before its tap)."""
+    out = block.attention_output(z)
+    if taps.wants("result", layer):
+        out = _through_results(block, layer, z, out, taps)
+    out = taps("attn_out_own", layer, out)
+    if block.post_attention is not None:
+        out = block.post_attention(out)
+    return x + taps("attn_out", layer, out)
+
+
+def mid_to_post(block: Block, layer: int, mid: Tensor, taps: Taps) -> Tensor:
+    """From the stream between attention and MLP to the stream leaving the block (before its tap)."""
+    normed = taps("ln2", layer, block.norm2(mid))
+    pre, linear = block.mlp_in(normed)
+    pre = taps("mlp_pre", layer, pre)
+    if linear is not None:
+        linear = taps("mlp_pre_linear", layer, linear)
+    post = taps("mlp_post", layer, block.mlp_activation(pre, linear))
+    out = taps("mlp_out_own", layer, block.mlp_out(post))
+    if block.post_mlp is not None:
+        out = block.post_mlp(out)
+    return mid + taps("mlp_out", layer, out)
+
+
+def attention_mask(query_positions: Tensor, n_keys: int, window: int | None) -> Tensor:
+    """[row or 1, 1, query, key] bool: keys at or before the query, inside the window if there is one."""
+    keys = torch.arange(n_keys, device=query_positions.device)
+    distance = query_positions[:, None, :, None] - keys
+    allowed = distance >= 0
+    return allowed if window is None else allowed & (distance < window)
+
+
+def take_columns(x: Tensor, columns: Tensor) -> Tensor:
+    """Gather columns [row, n] of x [row, position, ...]."""
+    rows = torch.arange(x.shape[0], device=x.device)[:, None]
+    return x[rows, columns]
+
+
+def _repeat_heads(x: Tensor, n_heads: int) -> Tensor:
+    """[row, kv_head, position, d_head] to [row, head, position, d_head]."""
+    repeats = n_heads // x.shape[1]
+    return x if repeats == 1 else x.repeat_interleave(repeats, dim=1)
+
+
+def _fused_attention(block: Block, q: Tensor, k: Tensor, v: Tensor, allowed: Tensor) -> Tensor:
+    q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+    k, v = _repeat_heads(k, q.shape[1]), _repeat_heads(v, q.shape[1])
+    full = allowed.shape[0] == 1 and q.shape[2] == k.shape[2] and block.window is None
+    if full:
+        z = functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=block.scale)
+    else:
+        z = functional.scaled_dot_product_attention(q, k, v, attn_mask=allowed, scale=block.scale)
+    return z.transpose(1, 2)
+
+
+def _explicit_attention(
+    block: Block, layer: int, q: Tensor, k: Tensor, v: Tensor, allowed: Tensor, taps: Taps
+) -> Tensor:
+    q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+    k, v = _repeat_heads(k, q.shape[1]), _repeat_heads(v, q.shape[1])
+    scores = (q @ k.transpose(-1, -2)) * block.scale
+    scores = scores.masked_fill(~allowed, torch.finfo(scores.dtype).min)
+    scores = taps("attn_scores", layer, scores)
+    wide = torch.promote_types(scores.dtype, torch.float32)  # as the library: at least float32
+    pattern = taps("pattern", layer, scores.softmax(-1, dtype=wide).to(q.dtype))
+    return (pattern @ v).transpose(1, 2)
+
+
+def _through_results(block: Block, layer: int, z: Tensor, out: Tensor, taps: Taps) -> Tensor:
+    """Show each head's own output; what an edit changes there is added to the sublayer's output."""
+    results = torch.einsum("rphd,hdm->rphm", z, block.weights()["W_O"])
+    edited = taps("result", layer, results)
+    # The sum over heads equals `out` up to b_O and rounding, so only the edit's difference is added.
+    return out if edited is results else out + (edited - results).sum(2)

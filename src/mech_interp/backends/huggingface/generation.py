@@ -1,0 +1,186 @@
+"""Batched continuation with a key/value cache, under interventions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from mech_interp.backends.huggingface import edits as ed
+from mech_interp.backends.huggingface.stack import embed, finish, frame_for, run_blocks
+from mech_interp.backends.protocol import Generation
+from mech_interp.backends.tokens import Tokens
+from mech_interp.errors import InputError
+from mech_interp.interventions import Intervention
+
+if TYPE_CHECKING:
+    from mech_interp.backends.huggingface.model import HuggingFaceModel
+
+
+class Cache:
+    """Keys and values of every layer, [row, position, kv_head, d_head], written at true positions."""
+
+    def __init__(self, n_rows: int, width: int) -> None:
+        self.n_rows, self.width = n_rows, width
+        self.filled = 0
+        self._store: dict[int, tuple[Tensor, Tensor]] = {}
+        self._at: tuple[Tensor, Tensor] | None = None
+
+    def write_at(self, positions: Tensor) -> None:
+        """Say where the next columns belong, positions [row, column]."""
+        rows = torch.arange(self.n_rows, device=positions.device)[:, None]
+        self._at = (rows.expand_as(positions), positions)
+        self.filled = max(self.filled, int(positions.max()) + 1)
+
+    def __call__(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        if layer not in self._store:
+            shape = (self.n_rows, self.width, *k.shape[2:])
+            self._store[layer] = (k.new_zeros(shape), v.new_zeros(shape))
+        keys, values = self._store[layer]
+        assert self._at is not None
+        keys[self._at], values[self._at] = k, v
+        # Slots past a row's own position hold padding or zeros; the mask hides them.
+        return keys[:, : self.filled], values[:, : self.filled]
+
+
+@torch.no_grad()
+def generate(
+    model: HuggingFaceModel,
+    tokens: Tokens,
+    *,
+    max_new_tokens: int,
+    temperature: float,
+    top_k: int | None,
+    top_p: float | None,
+    seed: int,
+    stop_ids: Sequence[int] | None,
+    interventions: Sequence[Intervention],
+) -> Generation:
+    """Continue each prompt; greedy at temperature 0, otherwise sampled with one seeded stream per prompt.
+
+    Intervention positions count from the start of the prompt and go on into the continuation (negative
+    ones count from the prompt's end); `phase` restricts them to prompt or generated tokens.
+
+    Raises:
+        InputError: when prompt and continuation do not fit the context, or an option is out of range.
+    """
+    _check_options(model, tokens, max_new_tokens, temperature, top_k, top_p)
+    stops = set(_default_stops(model) if stop_ids is None else stop_ids)
+    lengths = torch.tensor(tokens.lengths, device=tokens.ids.device)
+    cache = Cache(len(tokens), tokens.ids.shape[1] + max_new_tokens)
+    generators = [torch.Generator().manual_seed(seed * 1_000_003 + row) for row in range(len(tokens))]
+    made: list[list[int]] = [[] for _ in range(len(tokens))]
+    ended = [False] * len(tokens)
+
+    positions = torch.arange(tokens.ids.shape[1], device=tokens.ids.device).expand(len(tokens), -1)
+    logits = _step(model, tokens, tokens.ids, positions, cache, interventions, "prompt")
+    last = logits[torch.arange(len(tokens)), lengths - 1]
+    for step in range(max_new_tokens):
+        chosen = [_choose(row, temperature, top_k, top_p, g) for row, g in zip(last, generators, strict=True)]
+        for row, token in enumerate(chosen):
+            if not ended[row]:
+                made[row].append(token)
+                ended[row] = token in stops
+        if all(ended) or step == max_new_tokens - 1:
+            break
+        ids = torch.tensor(chosen, device=tokens.ids.device)[:, None]
+        positions = (lengths + step)[:, None]
+        last = _step(model, tokens, ids, positions, cache, interventions, "generated")[:, 0]
+    finished: list[Literal["stop", "length"]] = ["stop" if e else "length" for e in ended]
+    texts = tuple(model.tokenizer.decode(row) if model.tokenizer else "" for row in made)
+    return Generation(tuple(map(tuple, made)), texts, tuple(finished))
+
+
+def _step(
+    model: HuggingFaceModel,
+    tokens: Tokens,
+    ids: Tensor,
+    positions: Tensor,
+    cache: Cache,
+    interventions: Sequence[Intervention],
+    phase: Literal["prompt", "generated"],
+) -> Tensor:
+    cache.write_at(positions)
+    tap = _step_tap(model, tokens, positions, interventions, phase)
+    x = embed(model.layout, ids, positions, tap)
+    explicit = model.info.attention == "eager"
+    frame = frame_for(model.layout, x, positions, kv=cache, explicit=explicit)
+    x = run_blocks(model.layout, x, range(model.info.n_layers), frame, tap)
+    logits = finish(model.layout, x, tap)
+    tap.check_all_fired()
+    return logits
+
+
+def _step_tap(
+    model: HuggingFaceModel,
+    tokens: Tokens,
+    positions: Tensor,
+    interventions: Sequence[Intervention],
+    phase: Literal["prompt", "generated"],
+) -> ed.Tap:
+    edits = ed.Edits()
+    for intervention in interventions:
+        if intervention.phase not in ("all", phase):
+            continue
+        site = intervention.site
+        ed.check_site(model.info, site)
+        ed.check_heads(model.info, site, intervention.heads or ())
+        prompts = range(len(tokens)) if intervention.prompts is None else intervention.prompts
+        for row in prompts:
+            length = tokens.lengths[row]
+            here = range(length) if phase == "prompt" else [int(positions[row, 0])]
+            if intervention.positions is not None:
+                wanted = {p + length if p < 0 else p for p in intervention.positions}
+                here = [p for p in here if p in wanted]
+            if len(here):
+                edits.add(intervention, row, row, here, model.info.heads(site.kind))
+    tap = ed.Tap(edits)
+    if phase == "generated":
+        tap.read_positions = positions
+    return tap
+
+
+def _choose(
+    logits: Tensor, temperature: float, top_k: int | None, top_p: float | None, generator: torch.Generator
+) -> int:
+    if temperature == 0:
+        return int(logits.argmax())
+    scores = logits.double().cpu() / temperature
+    if top_k is not None:
+        scores = scores.masked_fill(scores < scores.topk(min(top_k, len(scores))).values[-1], -torch.inf)
+    if top_p is not None:
+        ordered, order = scores.sort(descending=True)
+        before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)
+        scores[order[before >= top_p]] = -torch.inf  # the smallest set whose mass reaches top_p
+    return int(torch.multinomial(scores.softmax(-1), 1, generator=generator))
+
+
+def _default_stops(model: HuggingFaceModel) -> list[int]:
+    config: Any = getattr(model.module, "generation_config", None) or model.module.config
+    stops = getattr(config, "eos_token_id", None)
+    if stops is None:
+        return []
+    return list(stops) if isinstance(stops, list | tuple) else [int(stops)]
+
+
+def _check_options(
+    model: HuggingFaceModel,
+    tokens: Tokens,
+    max_new_tokens: int,
+    temperature: float,
+    top_k: int | None,
+    top_p: float | None,
+) -> None:
+    room = model.info.context - max(tokens.lengths)
+    if not 1 <= max_new_tokens <= room:
+        raise InputError(
+            f"max_new_tokens={max_new_tokens} does not fit: the longest prompt has {max(tokens.lengths)} "
+            f"tokens and {model.info.name} reads at most {model.info.context}.",
+            f"Use 1 to {room}." if room > 0 else "Shorten the prompt.",
+        )
+    if temperature < 0 or (top_k is not None and top_k < 1) or (top_p is not None and not 0 < top_p <= 1):
+        raise InputError(
+            "temperature must be at least 0, top_k at least 1 and top_p in (0, 1].", "Change the option."
+        )

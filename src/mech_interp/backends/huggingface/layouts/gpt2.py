@@ -1,0 +1,128 @@
+"""GPT-2: fused qkv, learned positions, LayerNorm, no rotary."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from mech_interp.backends.huggingface.layouts.base import Block, Layout, Sizes, split_heads
+
+
+class GPT2Block(Block):
+    """A `GPT2Block` of transformers, in pieces."""
+
+    def __init__(self, module: Any) -> None:
+        self.module = module
+        self.attention = module.attn
+        self.n_heads: int = module.attn.num_heads
+        self.scale = float(module.attn.scaling)
+
+    def norm1(self, x: Tensor) -> Tensor:
+        out: Tensor = self.module.ln_1(x)
+        return out
+
+    def qkv(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v = self.attention.c_attn(x).unflatten(-1, (3, self.n_heads, -1)).unbind(-3)
+        return q, k, v
+
+    def attention_output(self, z: Tensor) -> Tensor:
+        out: Tensor = self.attention.c_proj(z.flatten(-2))
+        return out
+
+    def norm2(self, x: Tensor) -> Tensor:
+        out: Tensor = self.module.ln_2(x)
+        return out
+
+    def mlp_in(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        return self.module.mlp.c_fc(x), None
+
+    def mlp_activation(self, pre: Tensor, linear: Tensor | None) -> Tensor:
+        out: Tensor = self.module.mlp.act(pre)
+        return out
+
+    def mlp_out(self, post: Tensor) -> Tensor:
+        out: Tensor = self.module.mlp.c_proj(post)
+        return out
+
+    def weights(self) -> dict[str, Tensor]:
+        # Conv1D keeps its weight as [in, out].
+        w_q, w_k, w_v = self.attention.c_attn.weight.chunk(3, dim=1)
+        b_q, b_k, b_v = self.attention.c_attn.bias.view(3, self.n_heads, -1).unbind(0)
+        d_model = w_q.shape[0]
+        mlp = self.module.mlp
+        return {
+            "W_Q": split_heads(w_q, self.n_heads),
+            "W_K": split_heads(w_k, self.n_heads),
+            "W_V": split_heads(w_v, self.n_heads),
+            "W_O": self.attention.c_proj.weight.view(self.n_heads, -1, d_model),
+            "b_Q": b_q,
+            "b_K": b_k,
+            "b_V": b_v,
+            "b_O": self.attention.c_proj.bias,
+            "W_in": mlp.c_fc.weight,
+            "b_in": mlp.c_fc.bias,
+            "W_out": mlp.c_proj.weight,
+            "b_out": mlp.c_proj.bias,
+            "ln1.w": self.module.ln_1.weight,
+            "ln1.b": self.module.ln_1.bias,
+            "ln2.w": self.module.ln_2.weight,
+            "ln2.b": self.module.ln_2.bias,
+        }
+
+
+class GPT2Layout(Layout):
+    """`GPT2LMHeadModel`."""
+
+    model_type = "gpt2"
+
+    def __init__(self, module: Any) -> None:
+        config = module.config
+        self.module = module
+        self.sizes = Sizes(
+            n_layers=config.n_layer,
+            n_heads=config.n_head,
+            n_kv_heads=config.n_head,
+            d_model=config.n_embd,
+            d_head=config.n_embd // config.n_head,
+            d_mlp=config.n_inner or 4 * config.n_embd,
+            vocabulary=config.vocab_size,
+            context=config.n_positions,
+        )
+        self.blocks = [GPT2Block(block) for block in module.transformer.h]
+
+    def embed(self, ids: Tensor) -> Tensor:
+        out: Tensor = self.module.transformer.wte(ids)
+        return out
+
+    def pos_embed(self, positions: Tensor) -> Tensor | None:
+        out: Tensor = self.module.transformer.wpe(positions)
+        return out
+
+    @property
+    def final_norm(self) -> nn.Module:
+        norm: nn.Module = self.module.transformer.ln_f
+        return norm
+
+    @property
+    def unembedding(self) -> nn.Linear:
+        head: nn.Linear = self.module.lm_head
+        return head
+
+    def weights(self) -> dict[str, Tensor]:
+        transformer = self.module.transformer
+        return {
+            "W_E": transformer.wte.weight,
+            "W_pos": transformer.wpe.weight,
+            "W_U": self.module.lm_head.weight.T,
+            "ln_final.w": transformer.ln_f.weight,
+            "ln_final.b": transformer.ln_f.bias,
+        }
+
+    @property
+    def missing(self) -> dict[str, str]:
+        return {
+            "rot_q": "GPT-2 has learned positions and no rotary embedding; use q",
+            "rot_k": "GPT-2 has learned positions and no rotary embedding; use k",
+            "mlp_pre_linear": "GPT-2's MLP is not gated",
+        }

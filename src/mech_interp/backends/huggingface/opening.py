@@ -1,0 +1,113 @@
+"""From a Hugging Face module in memory to a verified `HuggingFaceModel`."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mech_interp.backends.checks import verify
+from mech_interp.backends.huggingface.layouts import layout_for
+from mech_interp.backends.huggingface.layouts.base import Layout
+from mech_interp.backends.huggingface.model import HuggingFaceModel
+from mech_interp.backends.protocol import Capability, ModelInfo
+from mech_interp.backends.tokens import Tokens
+from mech_interp.errors import ModelError
+from mech_interp.sites import KINDS
+
+
+def open_module(
+    module: Any,
+    tokenizer: Any = None,
+    *,
+    name: str = "",
+    source: str = "memory",
+    weights_hash: str = "",
+    tokenizer_hash: str = "",
+    check: bool = True,
+) -> HuggingFaceModel:
+    """Open a causal language model that is already in memory.
+
+    The module is put in evaluation mode and its weights are frozen; nothing else about it changes.
+
+    Raises:
+        CapabilityError: when the architecture has no layout.
+        ModelError: for weights that are not finite.
+        IdentityError: when an identity of `backends.checks` fails.
+    """
+    layout = layout_for(module)
+    module.eval()
+    for parameter in module.parameters():
+        parameter.requires_grad_(False)
+    _refuse_non_finite(module, name or source)
+    info = _describe(layout, tokenizer, name, source, weights_hash, tokenizer_hash)
+    model = HuggingFaceModel(layout, tokenizer, info)
+    if check:
+        verify(model, lambda tokens: library_logits(module, tokens))
+    return model
+
+
+def library_logits(module: Any, tokens: Tokens) -> list[Tensor]:
+    """The unmodified library forward, each prompt by itself: [position, vocabulary] per prompt."""
+    device = next(module.parameters()).device
+    with torch.no_grad():
+        return [
+            module(torch.tensor([tokens.row(i)], device=device), use_cache=False).logits[0]
+            for i in range(len(tokens))
+        ]
+
+
+def _describe(
+    layout: Layout, tokenizer: Any, name: str, source: str, weights_hash: str, tokenizer_hash: str
+) -> ModelInfo:
+    module, sizes = layout.module, layout.sizes
+    parameter = next(module.parameters())
+    return ModelInfo(
+        name=name or getattr(module.config, "name_or_path", "") or type(module).__name__,
+        backend="huggingface",
+        architecture=type(module).__name__,
+        n_layers=sizes.n_layers,
+        n_heads=sizes.n_heads,
+        n_kv_heads=sizes.n_kv_heads,
+        d_model=sizes.d_model,
+        d_head=sizes.d_head,
+        d_mlp=sizes.d_mlp,
+        vocabulary=sizes.vocabulary,
+        context=sizes.context,
+        dtype=str(parameter.dtype).removeprefix("torch."),
+        device=str(parameter.device),
+        attention="eager" if module.config._attn_implementation == "eager" else "sdpa",
+        n_parameters=sum(p.numel() for p in module.parameters()),
+        weights_hash=weights_hash or tensors_hash(module),
+        tokenizer_hash=tokenizer_hash or (_tokenizer_hash(tokenizer) if tokenizer is not None else ""),
+        capabilities=frozenset(Capability),
+        site_kinds=frozenset(KINDS) - frozenset(layout.missing),
+        missing_kinds=layout.missing,
+        source=source,
+    )
+
+
+def tensors_hash(module: Any) -> str:
+    """SHA-256 over names, types, shapes and values of all parameters and buffers."""
+    hasher = hashlib.sha256()
+    for key, value in sorted(module.state_dict().items()):
+        hasher.update(f"{key}{value.dtype}{tuple(value.shape)}".encode())
+        hasher.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return hasher.hexdigest()
+
+
+def _tokenizer_hash(tokenizer: Any) -> str:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    text = backend.to_str() if backend is not None else repr(sorted(tokenizer.get_vocab().items()))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _refuse_non_finite(module: Any, name: str) -> None:
+    for key, value in module.named_parameters():
+        if not bool(torch.isfinite(value).all()):
+            raise ModelError(
+                f"The weights of {name} are damaged: {key} contains NaN or infinite values.",
+                "Fetch the checkpoint again, or load it in a wider dtype if it overflowed.",
+            )

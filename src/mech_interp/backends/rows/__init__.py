@@ -1,0 +1,1 @@
+"""Planning and naive execution of sweep rows."""
