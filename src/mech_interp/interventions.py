@@ -9,13 +9,14 @@ Positions count the real tokens of the unpadded prompt; negative ones count from
 from __future__ import annotations
 
 import hashlib
-import inspect
-import types
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, SupportsIndex
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
+from mech_interp.digests import digest_of
 from mech_interp.errors import InputError
+from mech_interp.operands import fit_last, fit_value, orthonormal, own_entries
 from mech_interp.sites import Site
 
 if TYPE_CHECKING:
@@ -23,12 +24,18 @@ if TYPE_CHECKING:
 
 
 class EditContext(Protocol):
-    """What an operation may know about the vectors it is given; every tensor has n entries."""
+    """What an operation may know about the vectors it is given; every tensor has n entries.
+
+    `numbers` counts the entries inside each one's own intervention, which has `totals` of them: several
+    interventions may be applied in one call, and a sweep leaves out entries that cannot matter.
+    """
 
     site: Site
     prompts: Tensor
     positions: Tensor
     heads: Tensor | None
+    numbers: Tensor
+    totals: Tensor
 
     def from_run(self, source: FromRun) -> Tensor:
         """The same entries in another run, [n, features]."""
@@ -43,12 +50,19 @@ class EditContext(Protocol):
 class FromRun:
     """A lazily read value: this site (or `site`) in the named run, at the same position and head.
 
-    `prompt` reads another prompt of that run; by default the row's own.
+    `prompt` reads another prompt of that run; by default the row's own. A head in `site` is read for
+    every head that is written.
     """
 
     run: str
     site: Site | None = None
     prompt: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.site is not None:
+            object.__setattr__(self, "site", Site.parse(self.site))
+        if self.prompt is not None and self.prompt < 0:
+            raise InputError(f"There is no prompt {self.prompt}.", "Prompts count from 0.")
 
 
 class Operation:
@@ -78,16 +92,13 @@ class Operation:
 
     def digest(self) -> str:
         """A hash of the operation and its values (hex, 16 characters)."""
-        hasher = hashlib.sha256(type(self).__name__.encode())
-        for f in fields(self):  # type: ignore[arg-type]
-            hasher.update(f.name.encode() + b"=")
-            _hash_value(hasher, getattr(self, f.name))
-        return hasher.hexdigest()[:16]
+        # A class of the user's own is known by its code as well as by its values.
+        return digest_of(type(self).__name__, type(self).apply, self)[:16]
 
 
 @dataclass(frozen=True, eq=False)
 class Replace(Operation):
-    """Set the vectors to a value: a tensor that broadcasts to [n, features], or `FromRun`."""
+    """Set the vectors to a value: a tensor [features] or [n, features], or `FromRun`."""
 
     value: Tensor | FromRun
 
@@ -137,7 +148,7 @@ class ProjectOut(Operation):
     directions: Tensor
 
     def apply(self, live: Tensor, context: EditContext) -> Tensor:
-        basis = _orthonormal(self.directions, live)
+        basis = orthonormal(self.directions, live, context)
         return live - (live @ basis) @ basis.T
 
 
@@ -152,7 +163,7 @@ class SubspaceSet(Operation):
         return (self.value,) if isinstance(self.value, FromRun) else ()
 
     def apply(self, live: Tensor, context: EditContext) -> Tensor:
-        basis = _orthonormal(self.directions, live)
+        basis = orthonormal(self.directions, live, context)
         wanted = _value(self.value, live, context)
         return live + ((wanted - live) @ basis) @ basis.T
 
@@ -191,7 +202,10 @@ class Noise(Operation):
         ):
             key = f"{self.seed}|{context.site.name}|{prompt}|{position}|{head}".encode()
             generator = torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(key).digest()[:7], "big"))
-            draws.append(torch.randn(live.shape[1:], generator=generator, dtype=torch.float64))
+            # Over keys, only those that the query sees, so that the draw does not depend on the width.
+            size = position + 1 if context.site.spec.over_keys else live.shape[1]
+            draw = torch.randn(size, generator=generator, dtype=torch.float64)
+            draws.append(fit_last(draw, live.shape[1]))
         return live + self.std * torch.stack(draws).to(live)
 
 
@@ -212,7 +226,10 @@ class Freeze(Operation):
 class Custom(Operation):
     """A user's own function ``f(live, context) -> tensor`` of the same shape.
 
-    `uses_gradient` states whether gradients flow through it; the digest covers the function's code.
+    Each vector must be handled by itself: a sweep applies the function to many rows at once, and at
+    scores and patterns may cut off keys that no query in the batch sees (keys past a vector's own query
+    are zero on the way in and ignored on the way out). `uses_gradient` states whether gradients flow
+    through it; the digest covers the function's code, constants and the values that it refers to.
     """
 
     function: Callable[[Tensor, EditContext], Tensor]
@@ -224,10 +241,12 @@ class Custom(Operation):
 
     def apply(self, live: Tensor, context: EditContext) -> Tensor:
         out = self.function(live, context)
-        if out.shape != live.shape:
+        shape = getattr(out, "shape", None)
+        if shape != live.shape:
+            found = f"a {type(out).__name__}" if shape is None else f"shape {tuple(shape)}"
             raise InputError(
-                f"Your function for {context.site} returned shape {tuple(out.shape)}, "
-                f"where {tuple(live.shape)} went in.",
+                f"Your function for {context.site} returned {found}, where a tensor of shape "
+                f"{tuple(live.shape)} went in.",
                 "Return one vector per vector given.",
             )
         return out
@@ -266,7 +285,11 @@ class Intervention:
         phase: Phase = "all",
     ) -> None:
         parsed = Site.parse(site)
-        chosen = _ints(heads)
+        if not isinstance(operation, Operation):
+            raise InputError(
+                f"{operation!r} is no operation.", "Give for example Zero() or Replace(FromRun('other'))."
+            )
+        chosen = _ints("heads", heads)
         if parsed.head is not None:
             if chosen is not None:
                 raise InputError(f"{parsed} already names a head.", "Give heads= or the bracket, not both.")
@@ -278,49 +301,40 @@ class Intervention:
         for name, value in (
             ("site", parsed.whole),
             ("operation", operation),
-            ("positions", _ints(positions)),
+            ("positions", _ints("positions", positions)),
             ("heads", chosen),
-            ("prompts", _ints(prompts)),
+            ("prompts", _ints("prompts", prompts)),
             ("phase", phase),
         ):
             object.__setattr__(self, name, value)
 
     def digest(self) -> str:
         """A hash of everything that decides this intervention's effect (hex, 16 characters)."""
-        parts = (self.site, self.positions, self.heads, self.prompts, self.phase, self.operation.digest())
-        return hashlib.sha256("|".join(map(str, parts)).encode()).hexdigest()[:16]
+        where = (str(self.site), self.positions, self.heads, self.prompts, self.phase)
+        return digest_of(*where, self.operation.digest())[:16]
 
 
-def _ints(value: int | Sequence[int] | None) -> tuple[int, ...] | None:
+def _ints(name: str, value: int | Sequence[int] | None) -> tuple[int, ...] | None:
     if value is None:
         return None
-    return (int(value),) if isinstance(value, SupportsIndex) else tuple(int(v) for v in value)
+    try:
+        found: tuple[int, ...] = (operator.index(value),)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        try:
+            found = tuple(operator.index(v) for v in value)  # type: ignore[union-attr]
+        except TypeError:
+            raise InputError(
+                f"{name}={value!r} is no list of whole numbers.", "Give for example [0, -1]."
+            ) from None
+    if not found:
+        raise InputError(f"{name}= is empty, so the intervention would do nothing.", "Leave it out for all.")
+    return found
 
 
 def _value(value: Tensor | FromRun, live: Tensor, context: EditContext) -> Tensor:
     if isinstance(value, FromRun):
-        return context.from_run(value).to(live)
-    try:
-        return value.to(live).expand_as(live)
-    except RuntimeError:
-        raise InputError(
-            f"The value given for {context.site} has shape {tuple(value.shape)}, "
-            f"which does not fit its vectors of shape {tuple(live.shape)}.",
-            "Give [features], or [n, features] with one vector per selected prompt, position and head.",
-        ) from None
-
-
-def _orthonormal(directions: Tensor, like: Tensor) -> Tensor:
-    """An orthonormal basis of the directions' span as columns, [features, k]."""
-    import torch
-
-    matrix = directions.reshape(-1, directions.shape[-1]).to(device=like.device, dtype=torch.float64)
-    if not bool((torch.linalg.vector_norm(matrix, dim=1) > 0).all()):
-        raise InputError("A direction of length zero was given.", "Give non-zero directions.")
-    left, strength, _ = torch.linalg.svd(matrix.T, full_matrices=False)
-    # Linearly dependent directions add nothing to the span.
-    basis: Tensor = left[:, strength > 1e-10 * strength.max()]
-    return basis.to(like)
+        return fit_value(context.from_run(value), live, context)
+    return fit_value(own_entries(value, context), live, context)
 
 
 def _group_part(value: Any) -> Any:
@@ -328,42 +342,6 @@ def _group_part(value: Any) -> Any:
         # The prompt that is read is carried per entry, so it does not split groups.
         return (value.run, value.site)
     return value if isinstance(value, int | float | str | bool | type(None)) else id(value)
-
-
-def _hash_value(hasher: hashlib._Hash, value: Any) -> None:
-    if hasattr(value, "detach"):
-        array = value.detach().cpu().contiguous()
-        hasher.update(f"{array.dtype}{tuple(array.shape)}".encode())
-        hasher.update(array.view(-1).double().numpy().tobytes())
-    elif callable(value):
-        hasher.update(_code_bytes(value))
-    else:
-        hasher.update(repr(value).encode())
-
-
-def _code_bytes(function: Callable[..., Any]) -> bytes:
-    """Source text where it can be read, else the compiled code, with the values it closes over."""
-    target = function
-    while hasattr(target, "__wrapped__"):
-        target = target.__wrapped__
-    code = getattr(target, "__code__", None)
-    closure = getattr(target, "__closure__", None) or ()
-    bound = "".join(_describe(cell.cell_contents) for cell in closure)
-    if isinstance(code, types.CodeType):
-        try:
-            text = inspect.getsource(target)
-        except (OSError, TypeError):
-            text = code.co_code.hex() + repr(code.co_names) + repr([c for c in code.co_consts if not callable(c)])
-        return (text + bound + repr(getattr(target, "__defaults__", None))).encode()
-    return _describe(function).encode()
-
-
-def _describe(value: Any) -> str:
-    hasher = hashlib.sha256()
-    if hasattr(value, "detach"):
-        _hash_value(hasher, value)
-        return hasher.hexdigest()
-    return repr(value)
 
 
 __all__ = [

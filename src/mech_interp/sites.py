@@ -41,6 +41,11 @@ class SiteKind:
         """Whether the kind exists once per layer."""
         return "{layer}" in self.template
 
+    @property
+    def over_keys(self) -> bool:
+        """Whether the features of an entry are keys, as in scores and patterns."""
+        return self.axes[-1] == "key"
+
 
 def _kinds() -> dict[str, SiteKind]:
     block = "blocks.{layer}."
@@ -71,7 +76,13 @@ def _kinds() -> dict[str, SiteKind]:
             "query",
             "each head's output, z times its rows of W_O, without b_O",
         ),
-        ("attn_out_own", block + "attn.hook_out", resid, None, "attention's own output, before any post-norm"),
+        (
+            "attn_out_own",
+            block + "attn.hook_out",
+            resid,
+            None,
+            "attention's own output, before any post-norm",
+        ),
         ("attn_out", block + "hook_attn_out", resid, None, "what attention adds to the residual stream"),
         ("resid_mid", block + "hook_resid_mid", resid, None, "residual stream between attention and MLP"),
         ("ln2", block + "ln2.hook_normalized", resid, None, "output of the norm before the MLP"),
@@ -109,7 +120,9 @@ _ALIASES = {
     "ln_final.hook_out": "ln_final",
     "hook_normalized": "ln_final",
 }
-_SUFFIXES: dict[str, str] = {kind.template.removeprefix("blocks.{layer}."): kind.name for kind in KINDS.values()}
+_SUFFIXES: dict[str, str] = {
+    kind.template.removeprefix("blocks.{layer}."): kind.name for kind in KINDS.values()
+}
 _SUFFIXES.update(_ALIASES)
 
 
@@ -127,11 +140,17 @@ class Site:
     def __post_init__(self) -> None:
         spec = KINDS.get(self.kind)
         if spec is None:
-            raise InputError(f"There is no site kind {self.kind!r}.", nearest(self.kind, KINDS) or _kind_list())
+            raise InputError(
+                f"There is no site kind {self.kind!r}.", nearest(self.kind, KINDS) or _kind_list()
+            )
         if spec.in_block and (self.layer is None or self.layer < 0):
-            raise InputError(f"A {self.kind} site needs a layer from 0 up.", f"Write for example {self.kind}.0.")
+            raise InputError(
+                f"A {self.kind} site needs a layer from 0 up.", f"Write for example {self.kind}.0."
+            )
         if not spec.in_block and self.layer is not None:
-            raise InputError(f"{self.kind} lies outside the blocks, so it takes no layer.", f"Write {self.kind!r}.")
+            raise InputError(
+                f"{self.kind} lies outside the blocks, so it takes no layer.", f"Write {self.kind!r}."
+            )
         if self.head is not None and (spec.heads is None or self.head < 0):
             raise InputError(
                 f"{self.kind} has no head {self.head}.",
@@ -172,12 +191,16 @@ class Site:
         """
         if isinstance(text, Site):
             return text
+        if not isinstance(text, str):
+            raise InputError(
+                f"{text!r} names no site.", "Write for example blocks.8.hook_resid_pre or z.9.7."
+            )
         body, head = _split_head(text.strip())
         if body in _SUFFIXES and body not in ("hook_in", "hook_out"):
             kind = _SUFFIXES[body]
             if not KINDS[kind].in_block:
                 return cls(kind, None, head)
-        match = re.fullmatch(r"blocks\.([0-9]+)\.(.+)", body)
+        match = re.fullmatch(r"blocks\.([0-9]{1,9})\.(.+)", body)
         if match and match[2] in _SUFFIXES:
             return cls(_SUFFIXES[match[2]], int(match[1]), head)
         return cls._parse_plain(text, body, head)
@@ -203,12 +226,12 @@ class Site:
 
 
 def _split_head(text: str) -> tuple[str, int | None]:
-    match = re.fullmatch(r"(.+?)\[([0-9]+)\]", text)
+    match = re.fullmatch(r"(.+?)\[([0-9]{1,9})\]", text)
     return (match[1], int(match[2])) if match else (text, None)
 
 
 def _number(text: str) -> bool:
-    return text.isascii() and text.isdigit()
+    return len(text) < 10 and text.isascii() and text.isdigit()
 
 
 def _kind_list() -> str:

@@ -55,8 +55,8 @@ def measure_identities(
     info = model.info
     bound = TOLERANCE.get(info.dtype, 6e-2)
     tokens = probe_tokens(info)
-    kinds = ("resid_pre", "v", "pattern", "z", "attn_out_own", "attn_out", "mlp_post", "mlp_out_own")
-    kinds = (*kinds, "mlp_out", "resid_mid", "resid_post")
+    kinds = ["resid_pre", "v", "pattern", "z", "attn_out_own", "attn_out", "mlp_post", "mlp_out_own"]
+    kinds += ["mlp_out", "resid_mid", "resid_post"]
     offered = [kind for kind in kinds if kind in info.site_kinds]
     found = []
     result = model.forward(
@@ -65,9 +65,7 @@ def measure_identities(
     assert result.logits is not None
     if reference is not None:
         expected = reference(tokens)
-        gaps = [
-            _gap(result.logits[i, : tokens.lengths[i]], expected[i]) for i in range(len(tokens))
-        ]
+        gaps = [_gap(result.logits[i, : tokens.lengths[i]], expected[i]) for i in range(len(tokens))]
         found.append(Identity("logits = the library's own forward", None, max(gaps), bound))
     for layer in range(info.n_layers):
         found += _block_identities(model, result.activations, tokens, layer, bound)
@@ -118,17 +116,19 @@ def _block_identities(
         add("resid_pre + attn_out = resid_mid", at("resid_pre") + at("attn_out"), at("resid_mid"))
     if "pattern" in has:
         rows = at("pattern").transpose(1, 2)
-        add("pattern rows sum to 1", rows.float().sum(-1), torch.ones_like(rows[..., 0]).float())
+        add("pattern rows sum to 1", rows.double().sum(-1), torch.ones_like(rows[..., 0]).double())
     if {"pattern", "v", "z"} <= has:
         values = at("v").repeat_interleave(model.info.n_heads // model.info.n_kv_heads, dim=2)
         mixed = torch.einsum("rhqk,rkhd->rqhd", at("pattern"), values)
         add("pattern · v = z", mixed, at("z"))
     if {"z", "attn_out_own"} <= has:
         summed = torch.einsum("rphd,hdm->rpm", at("z"), model.weights("W_O", layer))
-        add("sum over heads of z W_O + b_O = attn.hook_out", _plus(model, summed, "b_O", layer), at("attn_out_own"))
+        summed = _plus(model, summed, "b_O", layer)
+        add("sum over heads of z W_O + b_O = attn.hook_out", summed, at("attn_out_own"))
     if {"mlp_post", "mlp_out_own"} <= has:
         projected = at("mlp_post") @ model.weights("W_out", layer)
-        add("mlp_post W_out + b_out = mlp.hook_out", _plus(model, projected, "b_out", layer), at("mlp_out_own"))
+        projected = _plus(model, projected, "b_out", layer)
+        add("mlp_post W_out + b_out = mlp.hook_out", projected, at("mlp_out_own"))
     return found
 
 

@@ -56,7 +56,7 @@ def load_model(
     folder = find_folder(wanted, revision)
     return open_folder(
         folder,
-        name=name,
+        name=folder.resolve().name if Path(wanted).expanduser().is_dir() else name,
         source="bundled" if bundled_folder(wanted) == folder else str(wanted),
         device=device,
         dtype=dtype,
@@ -84,7 +84,7 @@ def find_folder(name: str, revision: str | None = None) -> Path:
                 "Point at the folder with config.json and model.safetensors.",
             )
         return path
-    if path.is_file():
+    if path.exists():
         raise ModelError(f"{name} is a file.", "Give the folder that holds config.json and the weights.")
     looks_like_path = name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name
     if looks_like_path:
@@ -93,11 +93,20 @@ def find_folder(name: str, revision: str | None = None) -> Path:
 
 
 def bundled_folder(name: str) -> Path | None:
-    """The folder of a bundled checkpoint, or None."""
+    """The folder of a bundled checkpoint; None for any other name.
+
+    Raises:
+        ModelError: when the checkpoint is missing from this installation.
+    """
     if name not in BUNDLED:
         return None
     folder = Path(str(resources.files("mech_interp"))) / "bundled" / "checkpoints" / name
-    return folder if (folder / "config.json").is_file() else None
+    if not (folder / "model.safetensors").is_file():
+        raise ModelError(
+            f"The bundled checkpoint {name!r} is missing from this installation.",
+            f"Reinstall the package, or make it with: python -m mech_interp.bundled.train {name}",
+        )
+    return folder
 
 
 def offline_hint(name: str = "") -> str:

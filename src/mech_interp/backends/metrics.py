@@ -104,7 +104,7 @@ class ProbabilityDifference:
 
 @dataclass(frozen=True)
 class KLDivergence:
-    """KL(reference ‖ row) of the next-token distributions in nats; `reference` logits [prompt, vocabulary]."""
+    """KL(reference ‖ row) of next-token distributions in nats; `reference` is logits [prompt, vocabulary]."""
 
     reference: Tensor
     position: int = -1

@@ -99,7 +99,8 @@ class ForwardResult:
 
     Attributes:
         logits: [prompt, position, vocabulary] for ``"all"``; [prompt, n, vocabulary] for n chosen
-            positions; [prompt, vocabulary] for ``"last"`` (each prompt's own last token); None for ``"none"``.
+            positions; [prompt, vocabulary] for ``"last"`` (each prompt's own last token); None for
+            ``"none"``.
         activations: the captured sites.
         tokens: the batch that was run.
     """
@@ -120,7 +121,7 @@ class Row:
 
 @dataclass(frozen=True)
 class RowResult:
-    """The metric of row number `index`; `computed` is false where the plan proved it equals the base run's."""
+    """The metric of row `index`; `computed` is false where the plan proved it equal to the base run's."""
 
     index: int
     value: Tensor
@@ -203,8 +204,12 @@ class InstrumentedModel(Protocol):
         ...
 
     def weights(self, kind: str, layer: int | None = None, head: int | None = None) -> Tensor:
-        """Weights in one convention: W_Q, W_K, W_V [heads, d_model, d_head], W_O [heads, d_head, d_model],
-        W_in [d_model, d_mlp], W_gate, W_out [d_mlp, d_model], W_E, W_pos, W_U [d_model, vocabulary], b_*, norm scales."""
+        """One weight tensor, in one convention for all architectures.
+
+        In a layer: W_Q, W_K, W_V [heads, d_model, d_head], W_O [heads, d_head, d_model],
+        W_in, W_gate [d_model, d_mlp], W_out [d_mlp, d_model], b_*, and the norms ln1.*, ln2.*.
+        Outside: W_E, W_pos, W_U [d_model, vocabulary], b_U, ln_final.*.
+        """
         ...
 
     def generate(

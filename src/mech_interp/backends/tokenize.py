@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +11,9 @@ from mech_interp.backends.tokens import Tokens
 from mech_interp.errors import InputError
 
 
-def tokenize(prompts: str | Sequence[str] | Sequence[Sequence[int]] | Tokens, tokenizer: Any, info: ModelInfo) -> Tokens:
+def tokenize(
+    prompts: str | Sequence[str] | Sequence[Sequence[int]] | Tokens, tokenizer: Any, info: ModelInfo
+) -> Tokens:
     """Tokenise prompts, or check ids that were given.
 
     Raises:
@@ -22,9 +25,11 @@ def tokenize(prompts: str | Sequence[str] | Sequence[Sequence[int]] | Tokens, to
     elif isinstance(prompts, str):
         batch = _from_texts([prompts], tokenizer, info)
     elif len(prompts) and isinstance(prompts[0], str):
+        if not all(isinstance(p, str) for p in prompts):
+            raise InputError("Texts and token ids are mixed in one batch.", "Give all prompts in one form.")
         batch = _from_texts([str(p) for p in prompts], tokenizer, info)
     else:
-        batch = Tokens.from_lists([list(p) for p in prompts])  # type: ignore[arg-type]
+        batch = Tokens.from_lists(_id_lists(prompts))
     _check(batch, info)
     return batch
 
@@ -59,15 +64,30 @@ def _from_texts(texts: list[str], tokenizer: Any, info: ModelInfo) -> Tokens:
         if not row or not text:
             raise InputError(f"Prompt {index} is empty.", "Give at least one token of text.")
     bos = tokenizer.bos_token_id
-    added = bos is not None and all(row[0] == bos for row in rows) and not any(
-        text.startswith(str(tokenizer.bos_token)) for text in texts
+    added = (
+        bos is not None
+        and all(row[0] == bos for row in rows)
+        and not any(text.startswith(str(tokenizer.bos_token)) for text in texts)
     )
     convention = f"BOS {tokenizer.bos_token} added by the tokenizer" if added else "no BOS"
     batch = Tokens.from_lists(rows)
     return Tokens(batch.ids, batch.lengths, tuple(texts), convention)
 
 
+def _id_lists(prompts: Any) -> list[list[int]]:
+    try:
+        return [[operator.index(i) for i in prompt] for prompt in prompts]
+    except TypeError:
+        raise InputError(
+            "Prompts must be a text, a list of texts, or a list of lists of token ids.",
+            "Give for example ['The sky is'] or [[1, 2, 3]].",
+        ) from None
+
+
 def _check(batch: Tokens, info: ModelInfo) -> None:
+    if not batch.lengths or min(batch.lengths) < 1:
+        empty = batch.lengths.index(min(batch.lengths)) if batch.lengths else 0
+        raise InputError(f"Prompt {empty} is empty.", "Give at least one token.")
     longest = max(batch.lengths)
     if longest > info.context:
         raise InputError(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mech_interp.backends.huggingface import edits as ed
+from mech_interp.backends.huggingface.entries import gather_entries, site_means
 from mech_interp.backends.huggingface.stack import embed, frame_for, run_blocks
 from mech_interp.backends.protocol import Row
 from mech_interp.backends.rows.plan import Job, Stage
@@ -27,6 +28,7 @@ class BaseState:
     """
 
     def __init__(self, model: HuggingFaceModel, runs: Mapping[str, Tokens], jobs: Sequence[Job]) -> None:
+        self.runs = runs
         bases = sorted({job.base for job in jobs})
         self.index = {base: i for i, base in enumerate(bases)}
         rows = [runs[run].row(prompt) for run, prompt in bases]
@@ -125,7 +127,7 @@ class SourceReader:
         """[n, features] of a site in a run."""
         values = self._values[run, site.whole]
         local = self._local[run][prompts]
-        return ed.gather_entries(values, self._lengths[run], site, local, positions, heads)
+        return gather_entries(values, self._lengths[run], site, local, positions, heads)
 
     def mean(self, run: str, site: Site, positional: bool) -> Tensor:
         """The mean of a site over the real tokens of a run."""
@@ -133,12 +135,11 @@ class SourceReader:
 
     def _compute_means(self, run: str, site: Site) -> dict[bool, Tensor]:
         values, tokens = self._whole_run(run, site)
-        return {positional: ed.site_means(values, tokens.mask, positional) for positional in (False, True)}
+        return {positional: site_means(site, values, tokens.mask, positional) for positional in (False, True)}
 
     def _whole_run(self, run: str, site: Site) -> tuple[Tensor, Tokens]:
         result = self.model.forward(self.runs[run], capture=[site], logits="none")
-        values = result.activations[site]
-        return (values.transpose(1, 2) if site.spec.axes[0] == "head" else values), result.tokens
+        return result.activations[site], result.tokens
 
 
 def base_bytes_per_token(model: HuggingFaceModel, n_runs: int) -> int:

@@ -77,7 +77,9 @@ def attention_z(block: Block, layer: int, x: Tensor, frame: Frame, taps: Taps) -
     allowed = attention_mask(positions, keys.shape[1], block.window)
     if frame.explicit or taps.wants("attn_scores", layer) or taps.wants("pattern", layer):
         return _explicit_attention(block, layer, q, keys, values, allowed, taps)
-    return _fused_attention(block, q, keys, values, allowed)
+    # Queries that were picked out, or that continue a cache, are not the keys' own positions in order.
+    causal = len(allowed) == 1 and frame.query_columns is None and q.shape[1] == keys.shape[1]
+    return _fused_attention(block, q, keys, values, allowed, causal=causal and block.window is None)
 
 
 def attention_to_mid(block: Block, layer: int, x: Tensor, z: Tensor, taps: Taps) -> Tensor:
@@ -125,11 +127,12 @@ def _repeat_heads(x: Tensor, n_heads: int) -> Tensor:
     return x if repeats == 1 else x.repeat_interleave(repeats, dim=1)
 
 
-def _fused_attention(block: Block, q: Tensor, k: Tensor, v: Tensor, allowed: Tensor) -> Tensor:
+def _fused_attention(
+    block: Block, q: Tensor, k: Tensor, v: Tensor, allowed: Tensor, *, causal: bool
+) -> Tensor:
     q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
     k, v = _repeat_heads(k, q.shape[1]), _repeat_heads(v, q.shape[1])
-    full = allowed.shape[0] == 1 and q.shape[2] == k.shape[2] and block.window is None
-    if full:
+    if causal:
         z = functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=block.scale)
     else:
         z = functional.scaled_dot_product_attention(q, k, v, attn_mask=allowed, scale=block.scale)
@@ -151,7 +154,11 @@ def _explicit_attention(
 
 def _through_results(block: Block, layer: int, z: Tensor, out: Tensor, taps: Taps) -> Tensor:
     """Show each head's own output; what an edit changes there is added to the sublayer's output."""
-    results = torch.einsum("rphd,hdm->rphm", z, block.weights()["W_O"])
+    weights = block.weights()
+    results = torch.einsum("rphd,hdm->rphm", z, weights["W_O"])
     edited = taps("result", layer, results)
+    if edited.requires_grad:
+        # Gradients must pass through the heads' outputs.
+        return edited.sum(2) + weights["b_O"] if "b_O" in weights else edited.sum(2)
     # The sum over heads equals `out` up to b_O and rounding, so only the edit's difference is added.
     return out if edited is results else out + (edited - results).sum(2)

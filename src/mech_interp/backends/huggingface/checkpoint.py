@@ -65,9 +65,13 @@ def resolve_device(device: str) -> str:
     kinds = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     kind = device.partition(":")[0]
     if kind not in kinds:
-        raise InputError(f"There is no device {device!r}.", nearest(device, kinds) or "Use auto, cpu, cuda or mps.")
+        raise InputError(
+            f"There is no device {device!r}.", nearest(device, kinds) or "Use auto, cpu, cuda or mps."
+        )
     if not kinds[kind]:
-        raise InputError(f"This machine has no {kind} device that PyTorch can use.", "Use --device auto or cpu.")
+        raise InputError(
+            f"This machine has no {kind} device that PyTorch can use.", "Use --device auto or cpu."
+        )
     return device
 
 
@@ -89,7 +93,9 @@ def _read_config(folder: Path, name: str) -> dict[str, Any]:
         ) from None
     kind = config.get("model_type") if isinstance(config, dict) else None
     if not isinstance(config, dict) or not kind:
-        raise ModelError(f"The config.json of {name} names no model_type.", "Is it a Hugging Face checkpoint?")
+        raise ModelError(
+            f"The config.json of {name} names no model_type.", "Is it a Hugging Face checkpoint?"
+        )
     if kind not in supported():
         code = " It comes with code of its own, which is never run." if "auto_map" in config else ""
         raise CapabilityError(
@@ -155,7 +161,9 @@ def _torch_dtype(dtype: str, device: str, config: dict[str, Any]) -> torch.dtype
         stated = str(config.get("dtype") or config.get("torch_dtype") or "float32")
         return torch.float32 if device == "cpu" else DTYPES.get(stated, torch.float32)
     if dtype not in DTYPES:
-        raise InputError(f"There is no dtype {dtype!r}.", nearest(dtype, DTYPES) or f"Use {', '.join(DTYPES)}.")
+        raise InputError(
+            f"There is no dtype {dtype!r}.", nearest(dtype, DTYPES) or f"Use {', '.join(DTYPES)}."
+        )
     return DTYPES[dtype]
 
 

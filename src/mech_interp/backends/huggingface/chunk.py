@@ -18,6 +18,7 @@ from mech_interp.backends.huggingface.block import (
     mid_to_post,
     take_columns,
 )
+from mech_interp.backends.huggingface.entries import Reader
 from mech_interp.backends.huggingface.stack import embed, logits_of
 from mech_interp.backends.metrics import Metric
 from mech_interp.backends.rows.plan import Chunk, Stage, Start
@@ -34,7 +35,7 @@ class ChunkRun:
     """
 
     def __init__(
-        self, model: HuggingFaceModel, metric: Metric, chunk: Chunk, state: BaseState, reader: ed.Reader
+        self, model: HuggingFaceModel, metric: Metric, chunk: Chunk, state: BaseState, reader: Reader
     ) -> None:
         self.model, self.layout, self.metric = model, model.layout, metric
         self.chunk, self.state = chunk, state
@@ -43,7 +44,9 @@ class ChunkRun:
         for row, job in enumerate(chunk.jobs):
             for intervention, positions in job.edits:
                 n_heads = model.info.heads(intervention.site.kind)
-                edits.add(intervention, row, job.base[1], positions, n_heads)
+                tokens, prompt = state.runs[job.base[0]], job.base[1]
+                numbers, total = ed.numbers_of(intervention, tokens, prompt, positions)
+                edits.add(intervention, [(row, prompt, positions)], n_heads, numbers, total)
         self.reads = torch.tensor([job.reads for job in chunk.jobs], device=device)
         self.tap = ed.Tap(edits, first=chunk.first, reader=reader)
         self.tap.narrow_to = self.reads

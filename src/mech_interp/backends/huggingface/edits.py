@@ -2,35 +2,24 @@
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from mech_interp.backends.huggingface.entries import Entries, Reader
 from mech_interp.backends.protocol import ModelInfo
 from mech_interp.backends.tokens import Tokens
 from mech_interp.errors import InputError, NotFiredError, nearest
 from mech_interp.interventions import FromRun, Intervention, Operation
+from mech_interp.operands import fit_last, seen_keys
 from mech_interp.sites import KINDS, Site
 
 Place = tuple[str, int | None]
-
-
-class Reader(Protocol):
-    """Values of sites in other runs."""
-
-    def gather(
-        self, run: str, site: Site, prompts: Tensor, positions: Tensor, heads: Tensor | None
-    ) -> Tensor:
-        """[n, features] at the given entries."""
-        ...
-
-    def mean(self, run: str, site: Site, positional: bool) -> Tensor:
-        """Mean over a run's real tokens, [(position,) (head,) features]."""
-        ...
 
 
 class Edit:
@@ -42,76 +31,99 @@ class Edit:
     def __init__(self, site: Site) -> None:
         self.site = site
         self.operations: list[Operation] = []
-        self._items: list[tuple[int, int]] = []
+        self._items: list[tuple[int, int, int, int]] = []
         self._positions: list[np.ndarray] = []
         self._heads: list[np.ndarray] = []
+        self._numbers: list[np.ndarray] = []
 
-    def add(self, operation: Operation, row: int, prompt: int, positions: Sequence[int], heads: Sequence[int]) -> None:
-        """Add one item; `heads` is (-1,) for sites without heads."""
+    def add(
+        self,
+        operation: Operation,
+        row: int,
+        prompt: int,
+        positions: Sequence[int],
+        heads: Sequence[int],
+        numbers: Sequence[int],
+        total: int,
+    ) -> None:
+        """Add one item; `heads` is (-1,) for sites without heads, `numbers` counts positions."""
         self.operations.append(operation)
-        self._items.append((row, prompt))
+        source = (operation.sources() or (FromRun(""),))[0].prompt
+        self._items.append((row, prompt, -1 if source is None else source, total * len(heads)))
         place, head = np.asarray(positions, dtype=np.int64), np.asarray(heads, dtype=np.int64)
         self._positions.append(np.repeat(place, len(head)))
         self._heads.append(np.tile(head, len(place)))
+        number = np.asarray(numbers, dtype=np.int64)[:, None] * len(head) + np.arange(len(head))
+        self._numbers.append(number.ravel())
 
-    def entries(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """row, prompt, position, head and source prompt (-1: the row's own) of every entry."""
+    def entries(self, device: torch.device) -> _Table:
+        """All entries, items in the order they were added."""
         counts = [len(p) for p in self._positions]
         items = np.repeat(np.asarray(self._items, dtype=np.int64), counts, axis=0)
-        read = [(op.sources() or (FromRun(""),))[0].prompt for op in self.operations]
-        source = np.repeat(np.asarray([-1 if p is None else p for p in read], dtype=np.int64), counts)
-        return items[:, 0], items[:, 1], np.concatenate(self._positions), np.concatenate(self._heads), source
+        lists = (self._positions, self._heads, self._numbers)
+        columns = (*items.T, *(np.concatenate(one) for one in lists))
+        return _Table(*(torch.from_numpy(np.ascontiguousarray(c)).to(device) for c in columns))
+
+
+@dataclass(frozen=True)
+class _Table:
+    """Entries as columns: row, own prompt, source prompt (-1: its own), size of the intervention,
+    position, head and number inside the intervention."""
+
+    rows: Tensor
+    prompts: Tensor
+    sources: Tensor
+    totals: Tensor
+    positions: Tensor
+    heads: Tensor
+    numbers: Tensor
 
 
 class Edits:
-    """All edits of a batch, by place, in the order in which they were given."""
+    """All edits of a batch, by place; on every row they act in the order in which they were given."""
 
     def __init__(self) -> None:
-        self.at: dict[Place, dict[tuple[Any, ...], Edit]] = {}
+        self.at: dict[Place, list[Edit]] = {}
+        self._groups: dict[tuple[Any, ...], list[int]] = {}
+        self._latest: dict[tuple[Place, int], int] = {}
 
     def add(
-        self, intervention: Intervention, row: int, prompt: int, positions: Sequence[int], n_heads: int
+        self,
+        intervention: Intervention,
+        chosen: Sequence[tuple[int, int, Sequence[int]]],
+        n_heads: int,
+        numbers: Sequence[int] | None = None,
+        total: int | None = None,
     ) -> None:
-        """Add one intervention on one row at absolute `positions`."""
+        """Add one intervention on `chosen` (row, prompt, absolute positions).
+
+        Where some positions were left out, `numbers` and `total` say which of how many these are.
+        """
         site = intervention.site
         heads: Sequence[int] = (-1,)
         if site.spec.heads:
             heads = intervention.heads if intervention.heads is not None else range(n_heads)
-        group = self.at.setdefault((site.kind, site.layer), {})
-        edit = group.setdefault(intervention.operation.group_key(), Edit(site))
-        edit.add(intervention.operation, row, prompt, positions, heads)
+        if total is None:
+            total = sum(len(positions) for _, _, positions in chosen)
+        begin = 0
+        for row, prompt, positions in chosen:
+            own = range(begin, begin + len(positions)) if numbers is None else numbers
+            begin += len(positions)
+            if len(positions):
+                edit = self._group((site.kind, site.layer), intervention, row)
+                edit.add(intervention.operation, row, prompt, positions, heads, own, total)
 
-
-@dataclass(frozen=True)
-class Entries:
-    """The `EditContext` an operation receives."""
-
-    site: Site
-    prompts: Tensor
-    positions: Tensor
-    heads: Tensor | None
-    source_prompts: Tensor
-    reader: Reader | None
-
-    def from_run(self, source: FromRun) -> Tensor:
-        """The same entries in another run (for scores and patterns: rows over that run's keys)."""
-        if self.reader is None:
-            raise InputError(
-                f"An intervention at {self.site} reads the run {source.run!r}, which was not given.",
-                "Pass it in runs=.",
-            )
-        prompts = torch.where(self.source_prompts >= 0, self.source_prompts, self.prompts)
-        return self.reader.gather(source.run, source.site or self.site, prompts, self.positions, self.heads)
-
-    def mean_of(self, run: str, positional: bool) -> Tensor:
-        """The mean of the site over a run's real tokens."""
-        if self.reader is None:
-            raise InputError(f"{self.site} is set to a mean of {run!r}, which was not given.", "Pass it in runs=.")
-        means = self.reader.mean(run, self.site, positional)
-        picked = means[self.positions] if positional else means.expand(len(self.positions), *means.shape)
-        if self.heads is None:
-            return picked
-        return picked[torch.arange(len(picked), device=picked.device), self.heads]
+    def _group(self, place: Place, intervention: Intervention, row: int) -> Edit:
+        """The first group of like operations that comes after everything already done to the row here."""
+        edits = self.at.setdefault(place, [])
+        after = self._latest.get((place, row), -1)
+        like = self._groups.setdefault((place, intervention.operation.group_key()), [])
+        at = bisect.bisect_right(like, after)
+        if at == len(like):
+            like.append(len(edits))
+            edits.append(Edit(intervention.site))
+        self._latest[place, row] = like[at]
+        return edits[like[at]]
 
 
 class Tap:
@@ -146,7 +158,7 @@ class Tap:
         place = (kind, layer)
         if place in self.edits.at:
             self.fired.add(place)
-            for edit in self.edits.at[place].values():
+            for edit in self.edits.at[place]:
                 value = self._apply(edit, value)
         if place in self.captures:
             self.captured[place] = value
@@ -156,32 +168,31 @@ class Tap:
         self.read_positions = self.narrow_to
 
     def _apply(self, edit: Edit, value: Tensor) -> Tensor:
-        rows, prompts, positions, heads, source = (
-            torch.from_numpy(array).to(value.device) for array in edit.entries()
-        )
-        columns = positions - self.first
-        keep = torch.arange(len(rows), device=value.device)
+        table = edit.entries(value.device)
+        columns, keep = table.positions - self.first, torch.arange(len(table.rows), device=value.device)
         if self.read_positions is not None:
-            match = self.read_positions[rows] == positions[:, None]
-            columns, keep = match.int().argmax(1), keep[match.any(1)]
+            # A position may be read more than once, and must then be edited in each of its columns.
+            match = self.read_positions[table.rows] == table.positions[:, None]
+            keep, columns = match.nonzero(as_tuple=True)
         if not len(keep):
             return value
-        rows, columns, heads = rows[keep], columns[keep], heads[keep]
+        rows, heads = table.rows[keep], table.heads[keep]
         headed = edit.site.spec.heads is not None
         context = Entries(
             edit.site,
-            prompts[keep],
-            positions[keep],
+            table.prompts[keep],
+            table.positions[keep],
             heads if headed else None,
-            source[keep],
+            table.numbers[keep],
+            table.totals[keep],
+            table.sources[keep],
             self._reader,
         )
-        index = (rows, columns)
+        index: tuple[Tensor, ...] = (rows, columns)
         if headed:
             index = (rows, heads, columns) if edit.site.spec.axes[0] == "head" else (rows, columns, heads)
         live = value[index]
-        new = edit.operations[0].apply(live, context)
-        return value.index_put(index, _fit(new, live))
+        return value.index_put(index, _applied(edit.operations[0], live, context))
 
     def check_all_fired(self) -> None:
         """Raise `NotFiredError` when an edit or a capture was asked for and never happened."""
@@ -194,14 +205,20 @@ class Tap:
             )
 
 
-def _fit(new: Tensor, live: Tensor) -> Tensor:
-    """Cut or zero-fill the key axis of a pattern taken from a batch of another width."""
-    width = live.shape[-1]
-    if new.shape[-1] > width:
-        new = new[..., :width]
-    elif new.shape[-1] < width:
-        new = torch.nn.functional.pad(new, (0, width - new.shape[-1]))
-    return new.to(live.dtype)
+def _applied(operation: Operation, live: Tensor, context: Entries) -> Tensor:
+    """The new vectors, in the shape and type of the old; keys past the query stay as they were."""
+    if not context.site.spec.over_keys:
+        new = operation.apply(live, context)
+        if new.shape != live.shape:
+            raise InputError(
+                f"{type(operation).__name__} at {context.site} gave vectors of shape {tuple(new.shape)}, "
+                f"where {tuple(live.shape)} went in.",
+                "Values must have as many features as the site that they are written to.",
+            )
+        return new.to(live.dtype)
+    seen = seen_keys(live, context.positions)
+    new = operation.apply(live.masked_fill(~seen, 0), context)
+    return torch.where(seen, fit_last(new, live.shape[-1]).to(live.dtype), live)
 
 
 def check_site(info: ModelInfo, site: Site) -> None:
@@ -245,30 +262,73 @@ def compile_edits(
     for intervention in interventions:
         check_site(info, intervention.site)
         check_heads(info, intervention.site, intervention.heads or ())
-        prompts = range(len(tokens)) if intervention.prompts is None else intervention.prompts
-        for prompt in prompts:
-            if not 0 <= prompt < len(tokens):
-                raise InputError(f"There is no prompt {prompt} in a batch of {len(tokens)}.")
-            positions = positions_of(intervention, tokens, prompt)
-            edits.add(intervention, prompt, prompt_ids[prompt], positions, info.heads(intervention.site.kind))
+        chosen = [
+            (prompt, prompt_ids[prompt], positions_of(intervention, tokens, prompt))
+            for prompt in prompts_of(intervention, len(tokens))
+        ]
+        edits.add(intervention, chosen, info.heads(intervention.site.kind))
     return edits
 
 
+def prompts_of(intervention: Intervention, n_prompts: int) -> Sequence[int]:
+    """The prompts an intervention acts on; checked."""
+    if intervention.prompts is None:
+        return range(n_prompts)
+    for prompt in intervention.prompts:
+        if not 0 <= prompt < n_prompts:
+            raise InputError(
+                f"There is no prompt {prompt} in a batch of {n_prompts}.", f"Use 0 to {n_prompts - 1}."
+            )
+    return tuple(dict.fromkeys(intervention.prompts))
+
+
 def positions_of(intervention: Intervention, tokens: Tokens, prompt: int) -> list[int]:
-    """The columns an intervention touches in one prompt; checked."""
+    """The columns an intervention touches in one prompt, each once; checked."""
     if intervention.positions is None:
         return list(range(tokens.lengths[prompt]))
-    return [tokens.position(prompt, p) for p in intervention.positions]
+    return list(dict.fromkeys(tokens.position(prompt, p) for p in intervention.positions))
+
+
+def numbers_of(
+    intervention: Intervention, tokens: Tokens, prompt: int, kept: Sequence[int]
+) -> tuple[Sequence[int], int]:
+    """Which of its own positions those that were kept are, and how many it has."""
+    given = intervention.positions
+    if given is None:
+        return kept, tokens.lengths[prompt]
+    if len(given) == 1:
+        return (0,), 1
+    own = positions_of(intervention, tokens, prompt)
+    return [own.index(position) for position in kept], len(own)
 
 
 def needed_sources(interventions: Iterable[Intervention]) -> dict[str, set[Place]]:
-    """Which sites of which runs interventions read."""
+    """Which sites of which runs interventions read.
+
+    Raises:
+        InputError: when a value is read from a site with other features than the one it is written to.
+    """
     needed: dict[str, set[Place]] = {}
     for intervention in interventions:
         for source in intervention.operation.sources():
             site = source.site or intervention.site
+            _check_source(intervention.site, site)
             needed.setdefault(source.run, set()).add((site.kind, site.layer))
     return needed
+
+
+def _check_source(site: Site, source: Site) -> None:
+    here, there = site.spec.axes[-1], source.spec.axes[-1]
+    if here != there:
+        raise InputError(
+            f"A value read from {source} has {there} features, but {site} takes {here} features.",
+            "Read from a site of the same kind of vector.",
+        )
+    if source.spec.heads and source.head is None and not site.spec.heads:
+        raise InputError(
+            f"{source} has one vector per head, but {site} takes one.",
+            f"Name the head to read, for example {source}[0].",
+        )
 
 
 def needed_means(interventions: Iterable[Intervention]) -> dict[str, set[Place]]:
@@ -278,14 +338,6 @@ def needed_means(interventions: Iterable[Intervention]) -> dict[str, set[Place]]
         for run, _ in intervention.operation.means():
             needed.setdefault(run, set()).add((intervention.site.kind, intervention.site.layer))
     return needed
-
-
-def site_means(values: Tensor, mask: Tensor, positional: bool) -> Tensor:
-    """Mean over real tokens of [prompt, position, ...]: [...], or [position, ...] if positional."""
-    weight = mask.to(values.dtype).reshape(*mask.shape, *([1] * (values.dim() - 2)))
-    total = (values * weight).sum(0) if positional else (values * weight).sum((0, 1))
-    count = weight.sum(0) if positional else weight.sum((0, 1))
-    return total / count.clamp(min=1)
 
 
 def resolve_captures(info: ModelInfo, capture: Sequence[Site | str]) -> list[Site]:
@@ -306,26 +358,3 @@ def slice_captured(sites: Sequence[Site], captured: Mapping[Place, Tensor]) -> d
             value = value.select(axis, site.head)
         found[site] = value
     return found
-
-
-def gather_entries(
-    values: Tensor, lengths: Tensor, site: Site, prompts: Tensor, positions: Tensor, heads: Tensor | None
-) -> Tensor:
-    """[n, features] of a captured tensor at the given entries.
-
-    Raises:
-        InputError: when a prompt that is read from is too short to have the position.
-    """
-    short = positions >= lengths[prompts]
-    if bool(short.any()):
-        at = int(short.int().argmax())
-        raise InputError(
-            f"Position {int(positions[at])} of {site} is read from prompt {int(prompts[at])} of another run, "
-            f"which has {int(lengths[prompts[at]])} tokens.",
-            "Prompts that values are taken from must be at least as long.",
-        )
-    if heads is None:
-        return values[prompts, positions]
-    if site.spec.axes[0] == "head":
-        return values[prompts, heads, positions]
-    return values[prompts, positions, heads]

@@ -67,6 +67,8 @@ def generate(
         InputError: when prompt and continuation do not fit the context, or an option is out of range.
     """
     _check_options(model, tokens, max_new_tokens, temperature, top_k, top_p)
+    for intervention in interventions:
+        _check_intervention(model, tokens, max_new_tokens, intervention)
     stops = set(_default_stops(model) if stop_ids is None else stop_ids)
     lengths = torch.tensor(tokens.lengths, device=tokens.ids.device)
     cache = Cache(len(tokens), tokens.ids.shape[1] + max_new_tokens)
@@ -124,22 +126,51 @@ def _step_tap(
     for intervention in interventions:
         if intervention.phase not in ("all", phase):
             continue
-        site = intervention.site
-        ed.check_site(model.info, site)
-        ed.check_heads(model.info, site, intervention.heads or ())
-        prompts = range(len(tokens)) if intervention.prompts is None else intervention.prompts
-        for row in prompts:
+        chosen = []
+        for row in ed.prompts_of(intervention, len(tokens)):
             length = tokens.lengths[row]
-            here = range(length) if phase == "prompt" else [int(positions[row, 0])]
+            here: Sequence[int] = range(length) if phase == "prompt" else [int(positions[row, 0])]
             if intervention.positions is not None:
                 wanted = {p + length if p < 0 else p for p in intervention.positions}
                 here = [p for p in here if p in wanted]
-            if len(here):
-                edits.add(intervention, row, row, here, model.info.heads(site.kind))
+            chosen.append((row, row, here))
+        edits.add(intervention, chosen, model.info.heads(intervention.site.kind))
     tap = ed.Tap(edits)
     if phase == "generated":
         tap.read_positions = positions
     return tap
+
+
+def _check_intervention(
+    model: HuggingFaceModel, tokens: Tokens, max_new_tokens: int, intervention: Intervention
+) -> None:
+    """Refuse an intervention that could never fire, or that needs what generation has not."""
+    site, phase = intervention.site, intervention.phase
+    ed.check_site(model.info, site)
+    ed.check_heads(model.info, site, intervention.heads or ())
+    if intervention.operation.sources() or intervention.operation.means():
+        raise InputError(
+            f"The intervention at {site} reads another run, but generation has none.",
+            "Capture the value first and give it as a tensor.",
+        )
+    for prompt in ed.prompts_of(intervention, len(tokens)):
+        length = tokens.lengths[prompt]
+        # The last token made is never read, so it has no activations.
+        begin = length if phase == "generated" else 0
+        end = length if phase == "prompt" else length + max_new_tokens - 1
+        if begin == end:
+            raise InputError(
+                f"The intervention at {site} would never fire: no generated token is read.",
+                "Use max_new_tokens of at least 2, or phase all.",
+            )
+        for position in intervention.positions or ():
+            column = position + length if position < 0 else position
+            if not begin <= column < end:
+                raise InputError(
+                    f"Position {position} of the intervention at {site} would never fire: with phase "
+                    f"{phase}, prompt {prompt} of {length} tokens has positions {begin} to {end - 1}.",
+                    "Change the position, the phase or max_new_tokens.",
+                )
 
 
 def _choose(

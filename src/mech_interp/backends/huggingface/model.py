@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mech_interp.backends.huggingface import edits as ed
+from mech_interp.backends.huggingface.entries import gather_entries, site_means
 from mech_interp.backends.huggingface.generation import generate
 from mech_interp.backends.huggingface.layouts.base import Layout
 from mech_interp.backends.huggingface.rows import run_rows
@@ -88,6 +89,11 @@ class HuggingFaceModel:
         sites = ed.resolve_captures(self._info, capture)
         self._check_stop(stop_after)
         ids = list(range(len(tokens))) if prompt_ids is None else list(prompt_ids)
+        if len(ids) != len(tokens) or min(ids) < 0:
+            raise InputError(
+                f"prompt_ids={ids} does not number the {len(tokens)} prompts.",
+                "Give one number from 0 up for each prompt.",
+            )
         edits = ed.compile_edits(self._info, tokens, interventions, ids)
         with nullcontext() if grad else torch.no_grad():
             sources = RunReader(self, interventions, runs or {})
@@ -243,14 +249,11 @@ class RunReader:
     ) -> Tensor:
         """[n, features] of a site in a run."""
         lengths = self._masks[run].sum(1)
-        return ed.gather_entries(self._values[run, site.whole], lengths, site, prompts, positions, heads)
+        return gather_entries(self._values[run, site.whole], lengths, site, prompts, positions, heads)
 
     def mean(self, run: str, site: Site, positional: bool) -> Tensor:
         """Mean of a site over the real tokens of a run."""
-        values = self._values[run, site.whole]
-        if site.spec.axes[0] == "head":
-            values = values.transpose(1, 2)
-        return ed.site_means(values, self._masks[run], positional)
+        return site_means(site, self._values[run, site.whole], self._masks[run], positional)
 
 
 def _pick(x: Tensor, tokens: Tokens, logits: LogitsChoice) -> Tensor:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 DEFAULT_BUDGET = 2 << 30
 # Beyond this many tokens a CPU's matrix products gain nothing and its caches lose.
-CPU_TOKENS = 4096
+CPU_TOKENS = 1024
 
 
 @torch.no_grad()
@@ -50,9 +50,7 @@ def run_rows(
     of the free memory on a GPU).
     """
     sweep = Sweep(model, check_rows(model, runs, rows), metric, memory_budget or _default_budget(model))
-    done = 0
-    for result in sweep.results(rows):
-        done += 1
+    for done, result in enumerate(sweep.results(rows), 1):
         yield result
         if progress is not None:
             progress(done, len(rows))
@@ -126,8 +124,13 @@ class Sweep:
             other = row.prompt if source.prompt is None else source.prompt
             return self._shared_prefix(row.run, row.prompt, source.run, other)
 
+        def same(source: FromRun, position: int) -> bool:
+            other = row.prompt if source.prompt is None else source.prompt
+            there = self._ids[source.run][other]
+            return position < len(there) and there[position] == self._ids[row.run][row.prompt][position]
+
         base = (row.run, row.prompt)
-        return job_of(index, base, tokens.lengths[row.prompt], edits, reads, info.n_layers, shared)
+        return job_of(index, base, tokens.lengths[row.prompt], edits, reads, info.n_layers, shared, same)
 
     def _shared_prefix(self, run: str, prompt: int, other_run: str, other: int) -> int:
         key = (run, prompt, other_run, other)
@@ -165,8 +168,6 @@ class Sweep:
             return
         for job, value in zip(chunk.jobs, values, strict=True):
             yield RowResult(job.index, value, True)
-
-
 
 
 def _default_budget(model: HuggingFaceModel) -> int:

@@ -28,6 +28,8 @@ def embed(layout: Layout, ids: Tensor, positions: Tensor, taps: Taps, *, grad: b
         return x
     if taps.wants("pos_embed", None):
         added = added.expand(x.shape)  # edits index rows, so every row needs its own
+        if grad:
+            added = added.clone().requires_grad_()
     return x + taps("pos_embed", None, added)
 
 

@@ -27,20 +27,31 @@ def check_rows(
         )
     for row in rows:
         if row.run not in named:
-            raise InputError(f"A row names the run {row.run!r}.", nearest(row.run, named) or f"Given: {list(named)}.")
+            raise InputError(
+                f"A row names the run {row.run!r}.", nearest(row.run, named) or f"Given: {list(named)}."
+            )
         if not 0 <= row.prompt < counts[row.run]:
-            raise InputError(f"A row names prompt {row.prompt} of {counts[row.run]}.", "Prompts count from 0.")
+            raise InputError(
+                f"A row names prompt {row.prompt} of {counts[row.run]}.", "Prompts count from 0."
+            )
         for intervention in row.interventions:
             if intervention.prompts is not None:
                 raise InputError(
-                    "A row is one prompt, so its interventions take no prompts=.", "Leave prompts= out in rows."
+                    "A row is one prompt, so its interventions take no prompts=.",
+                    "Leave prompts= out in rows.",
                 )
-            for source in intervention.operation.sources():
-                if source.run not in named:
+            sources = intervention.operation.sources()
+            means = intervention.operation.means()
+            for run in (*(source.run for source in sources), *(run for run, _ in means)):
+                if run not in named:
                     raise InputError(
-                        f"An intervention reads the run {source.run!r}.",
-                        nearest(source.run, named) or f"Given: {list(named)}.",
+                        f"An intervention reads the run {run!r}.",
+                        nearest(run, named) or f"Given: {list(named)}.",
                     )
+            for source in sources:
                 if source.prompt is not None and not 0 <= source.prompt < counts[source.run]:
-                    raise InputError(f"An intervention reads prompt {source.prompt} of {counts[source.run]}.")
+                    raise InputError(
+                        f"An intervention reads prompt {source.prompt} of {counts[source.run]}.",
+                        "Prompts count from 0.",
+                    )
     return named

@@ -32,6 +32,8 @@ _STAGES = {
     Stage.POST: ("resid_post",),
     Stage.FINAL: ("ln_final", "logits"),
 }
+# Kinds that in layer 0, before its attention, depend on the token at their own position alone.
+_UNMIXED = {"embed", "pos_embed", "resid_pre", "ln1", "q", "k", "v", "rot_q", "rot_k"}
 _STAGE_OF = {kind: stage for stage, kinds in _STAGES.items() for kind in kinds}
 
 
@@ -114,14 +116,17 @@ def job_of(
     reads: Sequence[int],
     n_layers: int,
     shared_prefix: Callable[[FromRun], int],
+    same_token: Callable[[FromRun, int], bool] = lambda source, position: False,
 ) -> Job | None:
     """Schedule one row, or None when its edits cannot change what the metric reads.
 
     `edits` are interventions with absolute positions; `shared_prefix` gives the number of leading
     tokens that the row's prompt has in common with the prompt a value is read from: a causal model
-    computes the same values on both, so replacing one by the other changes nothing there.
+    computes the same values on both, so replacing one by the other changes nothing there. `same_token`
+    says whether both have the same token at a position, which settles it before any attention has mixed
+    positions.
     """
-    first = min((p for edit in edits for p in _effective(*edit, shared_prefix)), default=None)
+    first = min((p for edit in edits for p in _effective(*edit, shared_prefix, same_token)), default=None)
     if first is None:
         return None
     kept = [(i, tuple(p for p in positions if p >= first)) for i, positions in edits]
@@ -135,14 +140,18 @@ def job_of(
 
 
 def _effective(
-    intervention: Intervention, positions: Sequence[int], shared_prefix: Callable[[FromRun], int]
+    intervention: Intervention,
+    positions: Sequence[int],
+    shared_prefix: Callable[[FromRun], int],
+    same_token: Callable[[FromRun, int], bool],
 ) -> list[int]:
     """Positions at which the operation can change the base run's own value."""
     source = _restores(intervention)
     if source is None:
         return list(positions)
     prefix = shared_prefix(source)
-    return [p for p in positions if p >= prefix]
+    unmixed = intervention.site.kind in _UNMIXED and not intervention.site.layer
+    return [p for p in positions if p >= prefix and not (unmixed and same_token(source, p))]
 
 
 def _restores(intervention: Intervention) -> FromRun | None:
@@ -152,13 +161,14 @@ def _restores(intervention: Intervention) -> FromRun | None:
         return FromRun(operation.run)
     if isinstance(operation, Replace | SubspaceSet) and isinstance(operation.value, FromRun):
         source = operation.value
-        return source if source.site is None or source.site.whole == intervention.site else None
+        if source.site is None or source.site == intervention.site:
+            return source
+        own_head = source.site.whole == intervention.site and intervention.heads == (source.site.head,)
+        return source if own_head else None
     return None
 
 
-def _reaching(
-    site: Site, positions: Sequence[int], reads: Sequence[int], n_layers: int
-) -> tuple[int, ...]:
+def _reaching(site: Site, positions: Sequence[int], reads: Sequence[int], n_layers: int) -> tuple[int, ...]:
     """Positions from which an edit can still reach a read position."""
     last = max(reads)
     start = start_of(site, n_layers)
@@ -210,7 +220,7 @@ def plan(
 
 
 def blocks_of_prompts(sizes: Sequence[int], per_token: int, budget: int) -> list[range]:
-    """Split prompts (given by their token counts) into runs of neighbours whose base state fits the budget."""
+    """Split prompts, given by their token counts, into neighbours whose base state fits the budget."""
     blocks: list[range] = []
     begin = 0
     for end in range(1, len(sizes) + 1):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from mech_interp.errors import CapabilityError
@@ -31,7 +32,7 @@ def layout_for(module: Any) -> Layout:
     return factory(module)
 
 
-def _registry() -> dict[str, type[Layout]]:
+def _registry() -> dict[str, Callable[[Any], Layout]]:
     from mech_interp.backends.huggingface.layouts.gpt2 import GPT2Layout
     from mech_interp.backends.huggingface.layouts.llama import LlamaLayout
 

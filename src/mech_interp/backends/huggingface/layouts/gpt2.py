@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from mech_interp.backends.huggingface.layouts.base import Block, Layout, Sizes, split_heads
 
@@ -17,6 +19,7 @@ class GPT2Block(Block):
         self.attention = module.attn
         self.n_heads: int = module.attn.num_heads
         self.scale = float(module.attn.scaling)
+        self.tanh_gelu = type(module.mlp.act).__name__ == "NewGELUActivation"
 
     def norm1(self, x: Tensor) -> Tensor:
         out: Tensor = self.module.ln_1(x)
@@ -38,6 +41,10 @@ class GPT2Block(Block):
         return self.module.mlp.c_fc(x), None
 
     def mlp_activation(self, pre: Tensor, linear: Tensor | None) -> Tensor:
+        if self.tanh_gelu and pre.dtype in (torch.float32, torch.float64):
+            # The library spells the tanh form out in eight passes over memory; the fused kernel agrees
+            # to rounding. Narrower types round between those passes, so they keep the library's own.
+            return functional.gelu(pre, approximate="tanh")
         out: Tensor = self.module.mlp.act(pre)
         return out
 

@@ -128,8 +128,9 @@ class LlamaLayout(Layout):
 
 
 def rotate_halves(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding over split halves: x [row, position, head, d_head], cos and sin [row, position, d_head].
+    """Rotary embedding over split halves.
 
+    x is [row, position, head, d_head], cos and sin are [row, position, d_head].
     Source: Su et al. 2021 (RoFormer), in the split-half form that Llama checkpoints are stored for.
     """
     first, second = x.chunk(2, dim=-1)
