@@ -51,7 +51,7 @@ def test_unknown_command_suggests_the_nearest(mech):
     assert done.stdout == ""
     first, second = done.stderr.splitlines()
     assert first == "Error: There is no command 'modles'."
-    assert second.startswith("Did you mean models?")
+    assert second.startswith("Did you mean models")
 
 
 @pytest.mark.parametrize(
@@ -117,3 +117,10 @@ def test_module_and_command_are_the_same(mech):
 
     done = subprocess.run([sys.executable, "-m", "mech_interp", "modles"], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (2, mech("modles").stderr)
+
+
+def test_a_terminal_without_unicode_prints_all_the_same(mech):
+    done = mech("store", "rebuild", "--home", ".", env={"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"})
+    assert done.returncode == 0, done.stderr
+    shown = mech("--help", env={"PYTHONIOENCODING": "ascii"})
+    assert (shown.returncode, shown.stderr) == (0, "")

@@ -34,7 +34,7 @@ def calls(monkeypatch):
 def test_defaults(calls, capsys):
     assert main(["demo"]) == 0
     (options,) = calls
-    del options["console"]
+    del options["console"], options["settings"]
     assert options == {
         "model": "tinyworld",
         "output": Path("mech-demo"),

@@ -22,18 +22,71 @@ if TYPE_CHECKING:
 
 
 class Entry(NamedTuple):
-    """Where a command lives, `module:attribute`, and its line in `mech --help`."""
+    """Where a command lives, `module:attribute`, its line in `mech --help` and the panel of that line."""
 
     target: str
     help: str
+    panel: str = "Start here"
+
+
+def _entries(panel: str, **targets: tuple[str, str]) -> dict[str, Entry]:
+    """Entries of one panel; `_` in a keyword stands for the `-` of the command."""
+    return {
+        name.replace("_", "-"): Entry(f"mech_interp.cli.{target}", help, panel)
+        for name, (target, help) in targets.items()
+    }
 
 
 COMMANDS: dict[str, Entry] = {
-    "demo": Entry(
-        "mech_interp.cli.demo:demo",
-        "How a model recalls facts: attribution, logit lens and patching in one panel.",
+    **_entries(
+        "Start here",
+        demo=("demo:demo", "How a model recalls facts: attribution, logit lens and patching in one panel."),
+        models=("models:models", "The models that work offline, and how to name others."),
+        help=("help:show_help", "What a command does and which options it takes."),
     ),
-    "models": Entry("mech_interp.cli.models:models", "The models that work offline, and how to name others."),
+    **_entries(
+        "Run experiments",
+        experiments=("experiments:experiments", "The specs that can be run from here."),
+        run=("run:run", "Run a spec, and leave behind a run that anyone can check."),
+        sweep=("sweep:sweep", "Run a spec at every combination of some of its values."),
+        preflight=("preflight:preflight", "Check all that a run needs, without loading the model's weights."),
+    ),
+    **_entries(
+        "Look at runs",
+        runs=("runs:runs", "The latest runs."),
+        query_runs=("query:query_runs", "The runs that match an expression or some options."),
+        inspect_run=("inspect:inspect_run", "What one run found, with its controls, tables and figures."),
+        compare_runs=("compare:compare_runs", "What differs between runs, and by how much."),
+        summarize_runs=(
+            "summarize:summarize_runs",
+            "How many runs there are of each kind, and how they ended.",
+        ),
+        report=("report:report", "A report across runs, or of one run or sweep."),
+        sweep_report=("sweep_report:sweep_report", "How a sweep stands, and its results side by side."),
+    ),
+    **_entries(
+        "Check and keep runs",
+        verify=("verify:verify", "Are the files of a run those that it wrote?"),
+        replay=("replay:replay", "Do the same numbers come out again?"),
+        export_run=("export:export_run", "Runs as one file: zip with receipt, JSON or CSV."),
+        archive_runs=(
+            "archive:archive_runs",
+            "Hide runs from lists, or bring them back; nothing is deleted.",
+        ),
+    ),
+    **_entries(
+        "Write specs",
+        families=("families:families", "The kinds of experiment, and the parameters of each."),
+        validate=("validate:validate", "Check specs: a file, a folder, or all that are found."),
+        schema=("schema:schema", "The JSON Schema of specs, for editors and programs."),
+        dataset=("dataset:app", "Look at files of prompt pairs."),
+    ),
+    **_entries(
+        "This machine",
+        config=("config:config", "Every setting, its value and where it came from."),
+        init_store=("store:init_store", "Make the folder of the runs and its index."),
+        store=("store:app", "Look after the folder of the runs."),
+    ),
 }
 
 COMMON_PANEL = "Common options"
@@ -81,7 +134,7 @@ class LazyGroup(PlainFlags, TyperGroup):
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """A stand-in that knows its help line: all that help and completion ask for."""
         entry = COMMANDS.get(cmd_name)
-        return entry and TyperCommand(cmd_name, help=entry.help)
+        return entry and TyperCommand(cmd_name, help=entry.help, rich_help_panel=entry.panel)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str, Any, list[str]]:
         """The command that `args` begin with, imported, and the arguments left for it."""
@@ -91,7 +144,34 @@ class LazyGroup(PlainFlags, TyperGroup):
             raise InputError(f"There is no command {name!r}.", hint)
         if isinstance(ctx.obj, Output):
             ctx.obj.command = f"{ctx.info_name} {name}"
+            ctx.obj.follow_settings()
         return name, load(name), args[1:]
+
+
+class VerbGroup(PlainFlags, TyperGroup):
+    """A noun with verbs: without one it shows its help; a misspelt one names the nearest."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """The arguments; none at all ask for help."""
+        return super().parse_args(ctx, args or ["--help"])
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[Any, Any, list[str]]:
+        """The verb that `args` begin with, and the arguments left for it."""
+        path = ctx.command_path
+        if args[0] not in self.commands:
+            close = nearest(args[0], self.commands)
+            verbs = ", ".join(self.commands)
+            raise InputError(f"{path} has no command {args[0]!r}.", close or f"It has: {verbs}.")
+        if isinstance(ctx.obj, Output):
+            ctx.obj.command = f"{path} {args[0]}"
+        return args[0], self.commands[args[0]], args[1:]
+
+
+def noun(help: str) -> typer.Typer:
+    """An application for a noun; its verbs are added with `@app.command(cls=MechCommand)`."""
+    app = typer.Typer(cls=VerbGroup, add_completion=False)
+    app.callback(help=help)(lambda: None)  # without one, a single verb would take the noun's place
+    return app
 
 
 def load(name: str) -> Command:

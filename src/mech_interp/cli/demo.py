@@ -7,13 +7,22 @@ from typing import Annotated
 
 import typer
 
+from mech_interp.cli.access import settings_of
+from mech_interp.cli.options import Home, complete_models
 from mech_interp.cli.output import Format, Output
 
 
 def demo(
     context: typer.Context,
     model: Annotated[
-        str, typer.Option("--model", "-m", metavar="NAME", help="A bundled model, a folder or a hub id.")
+        str,
+        typer.Option(
+            "--model",
+            "-m",
+            metavar="NAME",
+            help="A bundled model, a folder, an alias or a hub id.",
+            autocompletion=complete_models,
+        ),
     ] = "tinyworld",
     output: Annotated[
         Path,
@@ -26,6 +35,7 @@ def demo(
     dtype: Annotated[
         str, typer.Option(metavar="NAME", help="auto, float32, float64, bfloat16 or float16.")
     ] = "auto",
+    home: Home = None,
 ) -> None:
     """How a model recalls facts: attribution, logit lens and patching in one panel.
 
@@ -35,7 +45,13 @@ def demo(
 
     out: Output = context.obj
     summary = run_demo(
-        model=model, output=output, device=device, dtype=dtype, country=country, console=out.console
+        model=model,
+        output=output,
+        device=device,
+        dtype=dtype,
+        country=country,
+        console=out.console,
+        settings=settings_of(home=home),
     )
     if out.format is Format.JSON:
         out.document(summary)

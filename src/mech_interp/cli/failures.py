@@ -3,8 +3,10 @@
 Errors go to stderr in every format, so that stdout holds results only; with `--format json` the error is
 the last line of stderr, one JSON object: {"error": {"type", "message", "hint", "exit_code"}}.
 
-Exit codes: 0 done; 1 to 6 a `MechError`, by its class (2 is also a mistake in the arguments);
-70 a fault in mech itself; 130 interrupted; 141 the reader of stdout went away.
+Exit codes: 0 done; 1 to 7 a `MechError`, by its class (2 is also a mistake in the arguments, 7 a store
+or run folder that cannot be read or written); 8 done, but what was checked does not hold (a run is void, a
+file has changed, a replay gave other numbers, a spec or a token is wrong); 70 a fault in mech itself; 130
+interrupted; 141 the reader of stdout went away.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ import typer
 from mech_interp.cli.output import Format, Output
 from mech_interp.errors import InputError, MechError, OutOfMemoryError, nearest
 
-INTERNAL, INTERRUPTED, BROKEN_PIPE = 70, 130, 141
+UNSOUND, INTERNAL, INTERRUPTED, BROKEN_PIPE = 8, 70, 130, 141
 
 # How torch's allocators say it where they raise no class of their own (CPU, MPS).
 MEMORY_PHRASES = ("out of memory", "can't allocate memory", "not enough memory")
@@ -87,7 +89,8 @@ def _draw(failure: Failure, output: Output) -> None:
     label = () if failure.exit_code == INTERRUPTED else (("Error: ", "bold red"),)
     output.errors.print(Text.assemble(*label, failure.message), soft_wrap=wrap)
     if failure.hint:
-        output.errors.print(Text(failure.hint), soft_wrap=wrap)
+        # A command to be typed again is left in one piece, so that it can be pasted.
+        output.errors.print(Text(failure.hint), soft_wrap=wrap or failure.exit_code == INTERRUPTED)
 
 
 def _translate(error: BaseException, command: str) -> BaseException:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import platform
 import sys
@@ -22,6 +23,7 @@ EPILOG = "Start with: mech demo"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run `mech` with `arguments` (default: the process's own); returns the exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    _print_anything()
     output = Output.requested(given)
     try:
         group = application()
@@ -33,6 +35,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BaseException as error:
         return failures.report(error, output)
     return 0
+
+
+def _print_anything() -> None:
+    """Let no name of a file, and no terminal without Unicode, end a command while it prints."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def application() -> Any:

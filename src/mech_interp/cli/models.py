@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,13 +29,15 @@ HEADS = ("num_attention_heads", "n_head")
 def models(context: typer.Context) -> None:
     """The models that work offline, and how to name others."""
     from mech_interp import bundled
+    from mech_interp.cli.access import settings_of
 
     rows = [describe(name, bundled.path(name), bundled.card(name)) for name in bundled.names()]
+    aliases = settings_of().aliases
     output: Output = context.obj
     output.emit(
-        {"bundled": rows, "others": ELSEWHERE},
-        lambda console: _draw(console, rows),
-        quiet=[row["name"] for row in rows],
+        {"bundled": rows, "aliases": aliases, "others": ELSEWHERE},
+        lambda console: _draw(console, rows, aliases),
+        quiet=[*(row["name"] for row in rows), *aliases],
     )
 
 
@@ -73,7 +76,7 @@ def _first(config: dict[str, Any], keys: tuple[str, ...]) -> int | None:
     return next((config[key] for key in keys if key in config), None)
 
 
-def _draw(console: Console, rows: list[dict[str, Any]]) -> None:
+def _draw(console: Console, rows: list[dict[str, Any]], aliases: Mapping[str, str]) -> None:
     """Name, facts and sentence of each model on lines of their own, so that it reads at any width."""
     from rich.padding import Padding
     from rich.text import Text
@@ -85,4 +88,9 @@ def _draw(console: Console, rows: list[dict[str, Any]]) -> None:
         console.print(Text(row["name"], style="bold"))
         console.print(Padding(Text(facts), (0, 0, 0, 2), expand=False))
         console.print(Padding(Text(row["summary"], style="dim"), (0, 0, 1, 2), expand=False))
+    if aliases:
+        console.print("Your aliases:\n")
+        for name, model in aliases.items():
+            console.print(Text.assemble((name, "bold"), f" = {model}"))
+        console.print()
     console.print(Text(ELSEWHERE))

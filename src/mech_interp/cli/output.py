@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -28,11 +28,15 @@ class Format(StrEnum):
 
 @dataclass
 class Output:
-    """The two streams of one invocation; `command` is what was typed, for hints."""
+    """The two streams of one invocation; `command` is what was typed, for hints.
+
+    `is_asked`: the format was given on the command line, so that the settings no longer matter.
+    """
 
     format: Format = Format.HUMAN
     debug: bool = False
     command: str = "mech"
+    is_asked: bool = field(default=False, compare=False)
 
     @classmethod
     def requested(cls, arguments: Sequence[str]) -> Output:
@@ -47,9 +51,21 @@ class Output:
             name, equals, value = argument.partition("=")
             if name == "--format":
                 value = value if equals else "".join(ours[index + 1 : index + 2])
-                output.format = Format(value) if value in set(Format) else output.format
+                output.is_asked = value in set(Format)
+                output.format = Format(value) if output.is_asked else output.format
             output.debug = output.debug or argument == "--debug"
         return output
+
+    def follow_settings(self) -> None:
+        """Take the format from the settings, where the command line gives none.
+
+        Raises:
+            InputError: a setting, wherever it stands, is wrong.
+        """
+        if not self.is_asked:
+            from mech_interp.config.settings import resolve_settings
+
+            self.format = Format(resolve_settings()[0].format)
 
     @cached_property
     def console(self) -> Console:
@@ -64,6 +80,18 @@ class Output:
         from rich.console import Console
 
         return Console(stderr=True)
+
+    @property
+    def is_human(self) -> bool:
+        """Whether people read this."""
+        return self.format is Format.HUMAN
+
+    def note(self, text: str) -> None:
+        """Something worth knowing that is no result: on stderr, for people alone."""
+        if self.is_human:
+            from rich.text import Text
+
+            self.errors.print(Text(text, style="dim"), soft_wrap=not self.errors.is_terminal)
 
     def emit(self, data: Any, human: Callable[[Console], None], quiet: Iterable[object] = ()) -> None:
         """Print a result: `data` as JSON, or drawn by `human`, or the lines of `quiet`."""

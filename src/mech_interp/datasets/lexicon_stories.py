@@ -2,8 +2,8 @@
 
 Placeholders: `{NAME}` and `{OTHER}` people; `{he}`, `{He}`, `{his}`, `{him}` the first one's pronouns;
 `{PLACE}`, `{OBJECT}`, `{FOOD}`, `{ANIMAL}`, `{COLOUR}`, `{DAY}`, `{WEATHER}`, `{CAPITAL}`,
-`{LATE_EVENT}`. No sentence has the shape of an indirect-object task: nobody is named as the receiver of
-a thing.
+`{LATE_EVENT}`. No sentence has the shape of an indirect-object task: nobody here is named as the receiver
+of a thing.
 """
 
 from __future__ import annotations
@@ -39,6 +39,8 @@ STORY_OPENINGS: tuple[str, ...] = (
     "At noon {NAME} came to the place where the {PLACE} was.",
     "Comment: I know {NAME} and the land behind the hills.",
 )
+# Where sentences are varied, "sung in" is left to languages.
+VARIED_STORY_OPENINGS: tuple[str, ...] = tuple(text for text in STORY_OPENINGS if " sung in " not in text)
 STORY_SENTENCES: tuple[str, ...] = (
     "{He} had a {COLOUR} {OBJECT} and a {ANIMAL}.",
     "{He} liked {FOOD} more than anything.",

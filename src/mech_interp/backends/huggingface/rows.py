@@ -23,7 +23,7 @@ from mech_interp.backends.rows.plan import (
     plan,
 )
 from mech_interp.backends.tokens import Tokens
-from mech_interp.errors import OutOfMemoryError
+from mech_interp.errors import InputError, OutOfMemoryError
 from mech_interp.interventions import FromRun
 
 if TYPE_CHECKING:
@@ -49,7 +49,12 @@ def run_rows(
     `memory_budget` is in bytes, for what the sweep holds beside the weights (default 2 GiB, or half
     of the free memory on a GPU).
     """
-    sweep = Sweep(model, check_rows(model, runs, rows), metric, memory_budget or _default_budget(model))
+    budget = _default_budget(model) if memory_budget is None else memory_budget
+    if budget < 1:
+        raise InputError(
+            f"A memory budget of {budget} bytes holds nothing.", "Give a positive number of bytes."
+        )
+    sweep = Sweep(model, check_rows(model, runs, rows), metric, budget)
     for done, result in enumerate(sweep.results(rows), 1):
         yield result
         if progress is not None:
@@ -155,7 +160,9 @@ class Sweep:
     def _run_or_halve(self, chunk: Chunk, state: BaseState, reader: SourceReader) -> Iterator[RowResult]:
         try:
             values = ChunkRun(self.model, self.metric, chunk, state, reader).values()
-        except (torch.OutOfMemoryError, MemoryError):
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if not _ran_out(error):
+                raise
             if len(chunk.jobs) == 1:
                 raise OutOfMemoryError(
                     f"One row over {chunk.width - chunk.first} tokens does not fit in memory.",
@@ -168,6 +175,12 @@ class Sweep:
             return
         for job, value in zip(chunk.jobs, values, strict=True):
             yield RowResult(job.index, value, True)
+
+
+def _ran_out(error: BaseException) -> bool:
+    """Whether memory ran out: PyTorch raises a plain RuntimeError on a CPU."""
+    known = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    return known or "can't allocate memory" in str(error) or "not enough memory" in str(error)
 
 
 def _default_budget(model: HuggingFaceModel) -> int:

@@ -1,0 +1,111 @@
+"""Facts of a model that its config states, known before any weight is read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mech_interp.errors import InputError, ModelError
+from mech_interp.sites import Site
+
+# Names of the same fact in the configs of different architectures, the commonest first.
+_LAYERS = ("num_hidden_layers", "n_layer", "num_layers")
+_HEADS = ("num_attention_heads", "n_head", "num_heads")
+_WIDTH = ("hidden_size", "n_embd", "d_model")
+_MLP = ("intermediate_size", "n_inner", "ffn_dim")
+_CONTEXT = ("max_position_embeddings", "n_positions", "n_ctx")
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """Sizes (counts) and architecture of a model; layers and heads count from 0."""
+
+    name: str
+    architecture: str
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    d_model: int
+    d_head: int
+    d_mlp: int
+    vocabulary: int
+    context: int | None
+
+    @classmethod
+    def from_config(cls, name: str, config: Mapping[str, Any]) -> ModelFacts:
+        """Read a ``config.json``; a model inside a larger one (``text_config``) counts.
+
+        Raises:
+            ModelError: when it states no layers, heads, width or vocabulary.
+        """
+        text = config.get("text_config")
+        config = {**config, **text} if isinstance(text, Mapping) else config
+        layers, heads = _need(name, config, _LAYERS), _need(name, config, _HEADS)
+        width = _need(name, config, _WIDTH)
+        return cls(
+            name=name,
+            architecture=str(config.get("model_type", "unknown")),
+            n_layers=layers,
+            n_heads=heads,
+            n_kv_heads=_first(config, ("num_key_value_heads",)) or heads,
+            d_model=width,
+            d_head=_first(config, ("head_dim",)) or width // heads,
+            d_mlp=_first(config, _MLP) or 4 * width,
+            vocabulary=_need(name, config, ("vocab_size",)),
+            context=_first(config, _CONTEXT),
+        )
+
+    def heads_of(self, kind: str) -> int:
+        """How many heads sites of this kind index."""
+        return self.n_kv_heads if kind in ("k", "v", "rot_k") else self.n_heads
+
+    def check_layer(self, layer: int, what: str = "layer") -> int:
+        """The layer counted from 0; negative ones count from the last.
+
+        Raises:
+            InputError: when the model has no such layer.
+        """
+        if not -self.n_layers <= layer < self.n_layers:
+            raise InputError(
+                f"{what} is {layer}, but {self.name} has {self.n_layers} layers.",
+                f"Use 0 to {self.n_layers - 1}.",
+            )
+        return layer % self.n_layers
+
+    def check_site(self, site: Site | str, what: str = "site") -> Site:
+        """The site, parsed, with layer and head that the model has.
+
+        Raises:
+            InputError: naming what the model has instead.
+        """
+        parsed = Site.parse(site)
+        if parsed.layer is not None and parsed.layer >= self.n_layers:
+            last = str(Site(parsed.kind, self.n_layers - 1))
+            raise InputError(
+                f"{what} is {parsed}, but {self.name} has {self.n_layers} layers.", f"The last is {last}."
+            )
+        heads = self.heads_of(parsed.kind)
+        if parsed.head is not None and parsed.head >= heads:
+            raise InputError(
+                f"{what} is {parsed}, but {self.name} has {heads} heads there.", f"Use 0 to {heads - 1}."
+            )
+        return parsed
+
+
+def _first(config: Mapping[str, Any], keys: tuple[str, ...]) -> int | None:
+    """The first of the keys that holds a positive count."""
+    for key in keys:
+        value = config.get(key)
+        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+            return value
+    return None
+
+
+def _need(name: str, config: Mapping[str, Any], keys: tuple[str, ...]) -> int:
+    value = _first(config, keys)
+    if value is None:
+        raise ModelError(
+            f"The config of {name} does not state {keys[0]}.", "Is it a decoder-only language model?"
+        )
+    return value

@@ -1,0 +1,1 @@
+"""Reports: what methods found, written for people and for programs."""
