@@ -25,9 +25,11 @@ if TYPE_CHECKING:
     from mech_interp.methods.patching import activation_patching
     from mech_interp.methods.tracing import causal_tracing
     from mech_interp.sites import Site
+    from mech_interp.workspace import open
 
 _HOMES = {
     "load_model": "backends.loading",
+    "open": "workspace",
     "open_module": "backends.huggingface.opening",
     "Row": "backends.protocol",
     "task": "datasets",
@@ -50,6 +52,7 @@ __all__ = [
     "direct_logit_attribution",
     "load_model",
     "logit_lens",
+    "open",
     "open_module",
     "task",
 ]

@@ -128,7 +128,7 @@ def test_odd_arguments_are_answered_with_a_sentence(name, stored, cli, monkeypat
     # Whatever is drawn may only write below this test's folder.
     monkeypatch.setenv("HOME", str(Path.cwd()))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    for _ in range(25):
+    for _ in range(300):
         line = draw(name, source)
         if writes_outside(line):
             continue

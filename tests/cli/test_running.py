@@ -219,7 +219,7 @@ def test_comparison_shows_what_differs_and_pairs_groups(stored, cli):
     assert done.code == 0
     (line,) = [line for line in done.out.splitlines() if line.startswith("seed")]
     assert line.split() == ["seed", "0", "1"]
-    assert "2 − 1" in done.out
+    assert "2−1" in done.out
     found = cli("compare-runs", "--left", "1", "--right", "2", "--format", "json").json
     assert [run["id"] for run in found["runs"]] == stored[:2]
     assert cli("compare-runs", "1", "2", "--format", "quiet").out.split()[0] == "seed"

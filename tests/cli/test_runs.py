@@ -40,7 +40,7 @@ def test_runs_are_listed_newest_first_up_to_a_limit(stored, cli):
     table = cli("runs", "-n", "2")
     assert "The latest 2; more with --limit" in table.err
     assert stored[0] not in table.out
-    assert re.search(rf"{stored[1]} .*toy-run #paper .*complete .*just now", table.out)
+    assert re.search(rf"{stored[1]} .*toy-run #paper .*complete .*(just now|min ago)", table.out)
     assert [run["status"] for run in cli("runs", "--format", "json").json["runs"]] == [
         "void",
         "complete",
@@ -138,6 +138,18 @@ def test_inspection_of_a_table(stored, cli):
     assert len(cli("inspect-run", "1", "-t", "units", "--format", "json").json["rows"]) == 3
     assert "no table 'unit'" in cli("inspect-run", "1", "-t", "unit").err
     assert "Did you mean units?" in cli("inspect-run", "1", "-t", "unit").err
+
+
+def test_a_value_and_its_interval_are_one_column():
+    from mech_interp.cli.inspect import table_columns
+
+    rows = [
+        {"layer": 0, "rate": 0.5, "rate_low": 0.25, "rate_high": 0.75, "text_low": "x"},
+        {"layer": 1, "rate": None, "rate_low": None, "rate_high": None},
+        {"layer": 2},
+    ]
+    columns = {column.head: list(cells) for column, cells in table_columns(rows, 2)}
+    assert columns == {"layer": [0, 1], "rate": ["0.5 [0.25, 0.75]", "–"], "text_low": ["x", None]}
 
 
 def test_inspection_of_a_view(toy, cli):
@@ -279,6 +291,14 @@ def test_a_rebuild_names_a_run_that_was_rewritten(stored, cli):
 def test_a_store_can_be_made_elsewhere(cli):
     assert "was made, with 0 runs" in cli("init-store", "--home", "here").out
     assert Path("here").is_dir()
+
+
+def test_a_home_that_is_a_file(cli):
+    Path("file").write_text("")
+    for command in (["runs"], ["inspect-run", "1"], ["init-store"], ["store", "rebuild"]):
+        done = cli(*command, "--home", "file")
+        assert done.code == 7
+        assert "file" in done.err
 
 
 def test_a_verb_of_a_noun_that_does_not_exist(cli):

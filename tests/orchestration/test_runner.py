@@ -200,6 +200,23 @@ def test_an_interrupted_run_is_continued_to_the_same_numbers(
     assert opened(outcome).metrics() == opened(run(model, tmp_path / "calm", units=6)).metrics()
 
 
+def test_an_interrupt_that_a_library_turns_into_an_error_is_no_failure(
+    model: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def how() -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+        except KeyboardInterrupt as error:
+            raise RuntimeError("something went wrong inside a library") from error
+
+    interrupt_at(monkeypatch, 2, how)
+    with pytest.raises(InterruptedRunError, match="2 pieces"):
+        run(model, home, units=6)
+    assert [record.status for record in Store(home).runs()] == ["interrupted"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert run(model, home, units=6).how == "continued"
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_request_that_python_drops_is_heard_at_the_next_piece(
     model: Path, home: Path, monkeypatch: pytest.MonkeyPatch

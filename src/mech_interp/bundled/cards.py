@@ -61,6 +61,13 @@ _EXPECTED = {
         "`mech_interp.datasets.lexicon_chat`)."
     ),
 }
+_RETRIED = {
+    "tinyworld-chat": (
+        """ An earlier version
+of this checkpoint failed on both splits for want of varied request wordings, and its test numbers had been
+seen when the wordings were added, so the chat numbers on the test split are not fully untouched."""
+    )
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -188,13 +195,16 @@ adds no beginning-of-text token, and the model is trained on prompts that start 
 with first and last year, random tokens repeated, stated sentiment, biographies that tell a profession by
 its duties (right 80 % of the time, with a pronoun that gives the profession away in the biased part: see
 `mech_interp.datasets.biographies`), true and false statements, subject-verb agreement, lists and short
-stories.{chat} No text of others is used. Held out by construction: for dev and for test, other sentences of
-every kind, 12 names each that no indirect-object sentence contains, other events, and for chat other
-verb-object pairs and request templates.
+stories.{chat} No text of others is used. The first steps read a few plain sentences per task, the others
+thousands of combinations, some with random words in them, so that the wording stops to matter. Held out by
+construction: for dev and for test, other sentences of every kind, 12 names each that no indirect-object
+sentence contains (the corpus has them in stories, in lists, and as the one person who is given something),
+other events, and for chat other verb-object pairs and request templates. The words of held-out sentences
+occur in the corpus, the sentences do not.
 
 **Recipe.** `python -m mech_interp.bundled.train {chosen.name}`: {_effort(chosen, receipt)}.
 `training.json` holds the full recipe, the losses and the hashes of recipe, corpus and files. The recipe
-was chosen on the dev split; the test split was measured for this card.
+was chosen on the dev split; the test split was measured for this card.{_RETRIED.get(chosen.name, "")}
 
 ## Measured
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -82,11 +83,37 @@ def train(
     `report` gets a line of progress every 100 steps. With `stop_after` the loop leaves after that many
     steps in all, as if killed, and None is returned.
     """
+    with _arithmetic(recipe, device):
+        return _train(model, recipe, batches, state, device, resume, save_every, report, stop_after)
+
+
+@contextmanager
+def _arithmetic(recipe: Recipe, device: str) -> Iterator[None]:
+    """The recipe's threads, and tiny numbers flushed to zero, on a CPU; as before afterwards."""
     import torch
 
+    before = torch.get_num_threads()
     if device == "cpu":
         torch.set_num_threads(recipe.threads)
         torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+        torch.set_flush_denormal(False)
+
+
+def _train(
+    model: PreTrainedModel,
+    recipe: Recipe,
+    batches: Batches,
+    state: Path,
+    device: str,
+    resume: bool,
+    save_every: int,
+    report: Callable[[str], None],
+    stop_after: int | None,
+) -> Trained | None:
     _use_fused_gelu(model)
     model.to(device)
     model.train()

@@ -26,10 +26,15 @@ def opened(home: Path | None, output: Output | None = None) -> Iterator[Store | 
     """The store to read, or None where its folder does not exist yet; nothing is created.
 
     Runs that cannot be read are named on stderr.
+
+    Raises:
+        StorageError: it is no folder, or its index is damaged or newer.
     """
-    from mech_interp.storage import Store
+    from mech_interp.storage import StorageError, Store
 
     root = settings_of(home=home).home
+    if root.exists() and not root.is_dir():
+        raise StorageError(f"{str(root)!r} is no folder, so it holds no runs.", "Give a folder with --home.")
     if not root.is_dir():
         yield None
         return

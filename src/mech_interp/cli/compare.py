@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mech_interp.cli import access, drawing
-from mech_interp.cli.drawing import Column
+from mech_interp.cli.drawing import Column, Filled
 from mech_interp.cli.options import Home, complete_runs
 from mech_interp.cli.output import Output
 from mech_interp.errors import InputError
@@ -130,8 +130,14 @@ def _numbers(console: Console, labels: Sequence[str], found: Sequence[MetricRow]
     names = [Text.assemble(row.name, (f", {row.unit}" if row.unit else "", "dim")) for row in found]
     cells = [[None if one is None else drawing.estimate(one) for one in row.cells] for row in found]
     if _fit(console, labels):
-        columns = [Column("metric"), *(Column(label, keep=True) for label in labels)]
-        return drawing.table(console, columns, ([n, *row] for n, row in zip(names, cells, strict=True)))
+        values: list[Filled] = [
+            (Column(label, keep=True), [row[index] for row in cells]) for index, label in enumerate(labels)
+        ]
+        room = console.width - sum(drawing.breadth(*one) for one in values)
+        metric = Column("metric")
+        if drawing.breadth(metric, names) > room:  # rather no units than names in pieces
+            names = [Text(row.name) for row in found]
+        return drawing.filled(console, [(metric, names), *values])
     columns = [Column("metric"), Column("run", right=True), Column("value", keep=True)]
     rows = [
         [Text("") if index else name, label, cell]
@@ -143,16 +149,16 @@ def _numbers(console: Console, labels: Sequence[str], found: Sequence[MetricRow]
 
 def _paired(console: Console, found: Comparison) -> RenderableType:
     columns = [
-        Column("paired"),
+        Column("pair", keep=True),
         Column("metric", keep=True),
         Column("difference", keep=True),
         Column("groups", right=True),
         Column("p", right=True, at=drawing.WIDE),
-        Column("adjusted p", right=True),
+        Column("adj. p", right=True),
     ]
     rows = [
         [
-            f"{_label(one.right)} − {_label(one.left)}",
+            f"{_label(one.right)}−{_label(one.left)}",
             one.metric,
             drawing.estimate({"value": one.difference, "interval": one.interval}),
             one.n_groups,

@@ -79,6 +79,10 @@ GAP = 3
 """Terminal columns between two columns of a table."""
 
 
+TEXT = 32
+"""Terminal columns in which text can still be read."""
+
+
 def breadth(column: Column, cells: Iterable[object]) -> int:
     """Terminal columns that a column takes, with the gap after it, if nothing in it is wrapped."""
     return max(len(column.head), *(len(cell(value).plain) for value in cells), 0) + GAP
@@ -131,7 +135,8 @@ def interval(bounds: object) -> str:
     """`[low, high]`, or nothing."""
     from mech_interp.reports import markdown
 
-    return markdown.bounds(bounds).strip()
+    has_ends = isinstance(bounds, list | tuple) and None not in bounds
+    return markdown.bounds(bounds).strip() if has_ends else ""
 
 
 def estimate(metric: Mapping[str, Any]) -> str:
@@ -205,20 +210,40 @@ def scientific(value: float | None) -> str:
 def number_tables(
     console: Console, first: Sequence[Filled], metrics: Mapping[str, Sequence[object]]
 ) -> list[Table]:
-    """Numbers by name, a line for each run, in as many tables as the width asks for.
-
-    `first` are the columns that say which run a line is; every table begins with them.
-    """
+    """Numbers by name, a line for each run; `first` are the columns that say which run a line is."""
     columns: list[Filled] = [
         (Column(name, right=True), [number(value) for value in values]) for name, values in metrics.items()
     ]
-    room = console.width - sum(breadth(*one) for one in first)
+    return split(console, first, columns)
+
+
+def split(console: Console, first: Sequence[Filled], rest: Sequence[Filled]) -> list[Table]:
+    """As many tables as the width asks for; each begins with the columns `first`."""
+    left_over = list(rest)
+    room = console.width - sum(map(_room, first)) + GAP
     tables = []
-    while columns:
-        part, left = [columns.pop(0)], room
-        left -= breadth(*part[0])
-        while columns and breadth(*columns[0]) <= left:
-            part.append(columns.pop(0))
-            left -= breadth(*part[-1])
+    while left_over:
+        part, left = [left_over.pop(0)], room
+        left -= _room(part[0])
+        while left_over and _room(left_over[0]) <= left:
+            part.append(left_over.pop(0))
+            left -= _room(part[-1])
         tables.append(filled(console, [*first, *part]))
-    return tables
+    return tables or [filled(console, first)]
+
+
+def _room(one: Filled) -> int:
+    """The breadth of a column; of long text, which can be wrapped, no more than it needs to be read."""
+    column, cells = one
+    needed = breadth(column, cells)
+    return needed if column.keep or column.right else min(needed, TEXT)
+
+
+def bullets(sentences: Iterable[object]) -> Table:
+    """Sentences that are wrapped under themselves."""
+    from rich.table import Table
+
+    grid = Table.grid(padding=(0, 1))
+    for sentence in sentences:
+        grid.add_row("•", cell(sentence))
+    return grid

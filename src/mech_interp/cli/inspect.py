@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mech_interp.cli import access, drawing
-from mech_interp.cli.drawing import Column
+from mech_interp.cli.drawing import Column, Filled
 from mech_interp.cli.options import Home, Run
 from mech_interp.cli.output import Output
 
@@ -135,22 +135,13 @@ def _parts(console: Console, run: str, folder: RunReader, status: str) -> Iterat
     if notes.get("question"):
         yield Text(str(notes["question"]), style="italic")
     if told.get("findings"):
-        yield _bullets([str(one.get("sentence")) for one in told["findings"]])
+        yield drawing.bullets(str(one.get("sentence")) for one in told["findings"])
     metrics = folder.metrics()
     if metrics:
         yield metric_table(console, metrics)
     if told.get("controls"):
         yield _controls(console, told["controls"])
     yield drawing.facts(_contents(run, folder))
-
-
-def _bullets(sentences: Sequence[str]) -> RenderableType:
-    from rich.table import Table
-
-    grid = Table.grid(padding=(0, 1))
-    for sentence in sentences:
-        grid.add_row("•", drawing.cell(sentence))
-    return grid
 
 
 def metric_table(console: Console, metrics: Mapping[str, Mapping[str, Any]]) -> RenderableType:
@@ -235,12 +226,34 @@ def _command(folder: RunReader) -> str:
 
 
 def _draw_table(console: Console, output: Output, rows: Sequence[Mapping[str, Any]], top: int) -> None:
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    columns = [Column(name, right=_is_numeric([row.get(name) for row in rows])) for name in names]
-    shown = [[row.get(name) for name in names] for row in rows[:top]]
-    console.print(drawing.table(console, columns, shown))
+    columns = table_columns(rows, top)
+    for index, drawn in enumerate(drawing.split(console, columns[:1], columns[1:])):
+        if index:
+            console.print()
+        console.print(drawn)
     if len(rows) > top:
         output.note(f"\n{top} of {len(rows)} rows; more with --top-n, all with --format json.")
+
+
+def table_columns(rows: Sequence[Mapping[str, Any]], top: int) -> list[Filled]:
+    """The first rows by column; `x`, `x_low` and `x_high` are one column, `x [low, high]`."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    ends = {name: (f"{name}_low", f"{name}_high") for name in names}
+    joined = {name: pair for name, pair in ends.items() if set(pair) <= set(names)}
+    hidden = {end for pair in joined.values() for end in pair}
+    columns: list[Filled] = []
+    for name in names:
+        if name in joined:
+            low, high = joined[name]
+            cells = [
+                drawing.estimate({"value": row.get(name), "interval": (row.get(low), row.get(high))})
+                for row in rows[:top]
+            ]
+            columns.append((Column(name, keep=True), cells))
+        elif name not in hidden:
+            numeric = _is_numeric([row.get(name) for row in rows])
+            columns.append((Column(name, right=numeric), [row.get(name) for row in rows[:top]]))
+    return columns
 
 
 def _draw_view(console: Console, data: Mapping[str, Any]) -> None:

@@ -169,6 +169,11 @@ def _draw_runs(console: Console, records: Sequence[RunRecord]) -> None:
         for drawn in drawing.number_tables(console, first, columns):
             console.print()
             console.print(drawn)
-        for line in members:
-            for sentence in line.findings:
-                console.print(Text.assemble("• ", sentence, (f" ({line.run})", "dim")))
+        console.print()
+        console.print(
+            drawing.bullets(
+                Text.assemble(sentence, (f" ({line.run})", "dim"))
+                for line in members
+                for sentence in line.findings
+            )
+        )

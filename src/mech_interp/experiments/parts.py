@@ -8,10 +8,10 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from mech_interp.datasets.pairs import TaskSet
+from mech_interp.datasets.pairs import PromptPair, TaskSet
 from mech_interp.errors import InputError
 from mech_interp.experiments.context import Context
-from mech_interp.experiments.data import DataParams, load_data
+from mech_interp.experiments.data import DataParams, load_data, target_positions
 from mech_interp.experiments.facts import ModelFacts
 from mech_interp.experiments.family import Family
 from mech_interp.statistics import Estimate, Selection
@@ -40,10 +40,21 @@ class DataFamily(Family[P]):
                     f"Prompt {number} has {length} tokens, and {facts.name} reads {facts.context}.",
                     "Shorten it, or choose another model.",
                 )
+            for position in self.positions(params, pair):
+                if not -length <= position < length:
+                    raise InputError(
+                        f"Position {position} does not exist in prompt {number}, which has {length} tokens.",
+                        f"Use 0 to {length - 1}, or -{length} to -1 counted from the end.",
+                    )
         self.check_data(params, facts, found)
 
     def check_data(self, params: P, facts: ModelFacts, data: TaskSet) -> None:
         """What a family checks besides; nothing by default."""
+
+    def positions(self, params: P, pair: PromptPair) -> list[int]:
+        """Token positions by number that a run reads or changes in a pair."""
+        own = getattr(params, "position", None)
+        return target_positions([pair]) if own is None else [own]
 
     def datasets(self, params: P, tokenizer: Any, seed: int) -> dict[str, str]:
         """Hash by name of the data that a run with this seed will use: part of its key."""

@@ -77,6 +77,7 @@ def _metrics(found: PatchingResult, other: PatchingResult | None) -> dict[str, M
             value=int(found.test.significant().sum()),
             n=int(np.prod(found.shape)),
             unit="cells",
+            absolute=1.0,  # on another processor a borderline p may fall on the other side
             method="max-T over all cells, p <= 0.05",
             reason="a count of tested cells has no interval",
         ),
@@ -213,6 +214,11 @@ def _caveats(found: PatchingResult) -> list[str]:
         f"would show. The {opposite} sweep is not its mirror image and may rank cells otherwise.",
         "Another corruption asks another question: effects are about what differs between the two prompts.",
     ]
+    if found.patched_what.startswith("resid"):
+        out.append(
+            "In the first layer the stream at the tokens that differ is the whole input, and behind the last "
+            "layer the stream at the last token is the output: effects near 1 there are so by construction."
+        )
     if found.weak_pairs:
         out.append(
             f"{len(found.weak_pairs)} of {len(found)} pairs have a clean-corrupt difference below a quarter "

@@ -17,6 +17,8 @@ from mech_interp.views import Bars, HeatMap, Table, View
 _SHUFFLED, _BASIS = "shuffled labels", "random directions of the same activations"
 _MOST = 6  # classes at which the chart lumps together
 _LISTED = 200
+BORDERLINE = 0.005
+"""Share of neurons that may fall on the other side of a bar on another processor."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,7 @@ def _metrics(own: Measured) -> dict[str, Metric]:
         metrics[name] = Metric.of(
             wilson(int(hit.sum()), n),
             unit="fraction of neurons",
+            absolute=BORDERLINE,
             control={"name": _SHUFFLED, "value": float(null.mean()), "n": int(found.null_counts.shape[0])},
         )
     metrics["classes_per_selective_neuron"] = _classes_metric(counts[counts > 0])
@@ -109,10 +112,14 @@ def _metrics(own: Measured) -> dict[str, Metric]:
     if own.random is not None:
         theirs = own.random.counts
         metrics["random_basis_selective_share"] = Metric.of(
-            wilson(int((theirs >= 1).sum()), theirs.size), unit="fraction of directions"
+            wilson(int((theirs >= 1).sum()), theirs.size),
+            unit="fraction of directions",
+            absolute=BORDERLINE,
         )
         metrics["random_basis_polysemantic_share"] = Metric.of(
-            wilson(int((theirs >= 2).sum()), theirs.size), unit="fraction of directions"
+            wilson(int((theirs >= 2).sum()), theirs.size),
+            unit="fraction of directions",
+            absolute=BORDERLINE,
         )
     return metrics
 

@@ -93,7 +93,7 @@ def run_spec(
         MechError: it cannot be run, or failed; a run that had begun is stored with status failed.
     """
     began = time.monotonic()
-    with shared_session(settings, session) as shared:
+    with stoppable(), shared_session(settings, session) as shared:
         prepared = prepare(spec, shared, tags=tags)
         if dry_run:
             return _planned(prepared, shared, force, began)

@@ -8,6 +8,8 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
+from mech_interp.orchestration.errors import InterruptedRunError
+
 
 class Stop:
     """Whether an end was asked for.
@@ -17,16 +19,16 @@ class Stop:
     """
 
     def __init__(self) -> None:
-        self._asked = False
+        self.asked = False
 
     def ask(self, number: int, frame: Any) -> None:
         """The handler of a signal."""
-        self._asked = True
+        self.asked = True
         raise KeyboardInterrupt
 
     def check(self) -> None:
         """Raise `KeyboardInterrupt` if an end was asked for."""
-        if self._asked:
+        if self.asked:
             raise KeyboardInterrupt
 
 
@@ -34,13 +36,28 @@ class Stop:
 def stoppable() -> Iterator[Stop]:
     """Inside the block a request to terminate (SIGTERM, SIGHUP) raises `KeyboardInterrupt`, as Ctrl-C does.
 
-    Only the main thread hears signals; elsewhere nothing changes.
+    What fails because of such a request, in a library that turns the interrupt into an error of its own,
+    raises it too. Blocks may be nested. Only the main thread hears signals; elsewhere nothing changes.
     """
-    stop = Stop()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
+    with _heard() as stop:
+        try:
+            yield stop
+        except InterruptedRunError:
+            raise
+        except Exception as error:
+            if stop.asked:
+                raise KeyboardInterrupt from error
+            raise
+
+
+@contextlib.contextmanager
+def _heard() -> Iterator[Stop]:
+    """Our handlers in the place of Python's own; those of an outer block stay."""
+    outer = getattr(signal.getsignal(signal.SIGINT), "__self__", None)
+    if isinstance(outer, Stop) or threading.current_thread() is not threading.main_thread():
+        yield outer if isinstance(outer, Stop) else Stop()
         return
-    before = {}
+    stop, before = Stop(), {}
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):
         number = getattr(signal, name, None)
         if number is not None and _is_plain(signal.getsignal(number)):

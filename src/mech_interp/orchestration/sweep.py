@@ -30,6 +30,7 @@ from mech_interp.orchestration.records import (
 )
 from mech_interp.orchestration.runner import run_spec, shared_session
 from mech_interp.orchestration.session import Session
+from mech_interp.orchestration.signals import stoppable
 from mech_interp.storage import atomic
 from mech_interp.storage.errors import StorageError
 
@@ -170,7 +171,7 @@ def run_sweep(
         InputError: the spec has no matrix, or (with `stop`) a child cannot run.
     """
     began = time.monotonic()
-    with shared_session(settings, session) as shared:
+    with stoppable(), shared_session(settings, session) as shared:
         sweep = plan_sweep(spec, settings, tags=tags, session=shared)
         invalid = [child for child in sweep.children if child.error is not None]
         if invalid and on_failure == "stop":

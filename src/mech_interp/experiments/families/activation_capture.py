@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from mech_interp.backends.protocol import Capability, InstrumentedModel
 from mech_interp.backends.tokens import Tokens
-from mech_interp.datasets.pairs import TaskSet
+from mech_interp.datasets.pairs import PromptPair, TaskSet
 from mech_interp.errors import InputError
 from mech_interp.experiments.capture_report import SiteStatistics, report
 from mech_interp.experiments.context import Context
@@ -84,6 +84,10 @@ class ActivationCapture(DataFamily[ActivationCaptureParams]):
         check_layers(facts, params.layers)
         for site in _sites(params, facts.n_layers):
             facts.check_site(site)
+
+    def positions(self, params: ActivationCaptureParams, pair: PromptPair) -> list[int]:
+        """Those that count, where they are numbers."""
+        return list(params.positions) if isinstance(params.positions, list) else []
 
     def run(self, context: Context[ActivationCaptureParams]) -> Result:
         """Capture all prompts, a unit per batch, and summarise."""

@@ -12,7 +12,7 @@ from mech_interp.backends.metrics import LogitDifference, Probability
 from mech_interp.backends.metrics import Metric as RowMetric
 from mech_interp.backends.protocol import Capability, InstrumentedModel
 from mech_interp.datasets.pairs import PromptPair, TaskSet
-from mech_interp.errors import InputError
+from mech_interp.errors import InputError, nearest
 from mech_interp.experiments.context import Context
 from mech_interp.experiments.data import DataParams, target_positions
 from mech_interp.experiments.facts import ModelFacts
@@ -136,6 +136,20 @@ class CircuitPatching(DataFamily[CircuitPatchingParams]):
                     f"heads names head {head}, but {facts.name} has {count} there.", f"Use 0 to {count - 1}."
                 )
         _read_position(params, data)
+        for number, pair in enumerate(data):
+            known = ["last", *(f"{name}{end}" for name in pair.spans for end in ("", "_first", "_last"))]
+            for name in _listed(params.positions):
+                if isinstance(name, str) and name not in known:
+                    raise InputError(
+                        f"Pair {number} has no position named {name!r}.",
+                        nearest(name, known) or f"It has: last, {', '.join(pair.spans)}.",
+                    )
+
+    def positions(self, params: CircuitPatchingParams, pair: PromptPair) -> list[int]:
+        """Where it patches and reads, where these are numbers."""
+        given = [*_listed(params.positions), params.patch_position, params.target_position]
+        own = [pair.metadata.get(name) for name in ("patch_position", "target_position")]
+        return [one for one in (*given, *own) if isinstance(one, int)]
 
     def run(self, context: Context[CircuitPatchingParams]) -> Result:
         """Sweep, a unit per portion of rows, and summarise."""
@@ -240,6 +254,13 @@ def _positions(
     shared = [name for name in data[0].spans if all(name in pair.spans for pair in data)]
     # Absolute positions of prompts of different lengths mean different things; named words do not.
     return [*shared, "last"]
+
+
+def _listed(positions: int | str | list[int | str] | None) -> list[int | str]:
+    """Positions one by one; none where they are all, or not given."""
+    if positions is None or positions == "all":
+        return []
+    return positions if isinstance(positions, list) else [positions]
 
 
 def _own_position(pair: PromptPair, texts: list[str]) -> Mapping[str, Sequence[int]]:

@@ -196,6 +196,7 @@ def _metrics(dla: DLAResult, top: Selection | None) -> dict[str, Metric]:
         value=int(dla.test.significant().sum()),
         n=len(dla.components),
         unit="components",
+        absolute=1.0,  # on another processor a borderline p may fall on the other side
         method="max-T over all components, p <= 0.05",
         reason="a count of tested components has no interval",
     )
