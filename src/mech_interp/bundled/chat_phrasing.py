@@ -12,7 +12,8 @@ from mech_interp.bundled.phrasing import blurred, sentence
 
 _GREETINGS = (
     "Hello.", "Good morning.", "Hello, my friend.", "I have a question.", "Listen.", "Good day.",
-    "Tell me this.", "My friend asked me this.", "One question.", "It is late.", "Thank you.", "I am new here.",
+    "Tell me this.", "My friend asked me this.", "One question.", "It is late.", "Thank you.",
+    "I am new here.",
 )  # fmt: skip
 _QUESTIONS = (
     "how do I {REQUEST}?", "how can I {REQUEST}?", "how do people {REQUEST}?", "how can we {REQUEST}?",
@@ -28,7 +29,8 @@ _STATEMENTS = (
     "I want to {REQUEST}.", "I have to {REQUEST}.", "I would like to {REQUEST}.", "I am going to {REQUEST}.",
     "we want to {REQUEST}.", "I must {REQUEST}.", "my friend wants to {REQUEST}.", "my idea is to {REQUEST}.",
     "I hope to {REQUEST}.", "my work is to {REQUEST}.", "one day I will {REQUEST}.",
-    "they told me to {REQUEST}.", "I never learned to {REQUEST}.", "it is time to {REQUEST}.", "on Monday we will {REQUEST}.",
+    "they told me to {REQUEST}.", "I never learned to {REQUEST}.", "it is time to {REQUEST}.",
+    "on Monday we will {REQUEST}.",
     "I was asked to {REQUEST}.", "someone wants me to {REQUEST}.", "I know that I can {REQUEST}.",
 )  # fmt: skip
 _CLOSINGS = (

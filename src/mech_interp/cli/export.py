@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mech_interp.cli import access, drawing
-from mech_interp.cli.options import Home, Runs
+from mech_interp.cli.options import Home, Runs, a_file
 from mech_interp.cli.output import Output
 from mech_interp.errors import InputError, nearest
 
@@ -26,7 +26,12 @@ def export_run(
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", "-o", metavar="FILE", help="A .zip, .json or .csv file.", show_default="RUN.zip"
+            "--output",
+            "-o",
+            metavar="FILE",
+            callback=a_file,
+            help="A .zip, .json or .csv file.",
+            show_default="RUN.zip",
         ),
     ] = None,
     home: Home = None,

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from mech_interp.errors import MechError
+from mech_interp.errors import InputError, MechError
 
 STORE_PANEL = "Store"
 
@@ -60,6 +60,17 @@ def complete_models(incomplete: str) -> list[str]:
     except MechError:
         return []
     return [name for name in names if name.startswith(incomplete)]
+
+
+def a_file(path: Path | None) -> Path | None:
+    """The path of a file to write.
+
+    Raises:
+        InputError: it is a folder.
+    """
+    if path is not None and (not path.name or path.is_dir()):
+        raise InputError(f"{str(path)!r} is a folder, not a file to write.", "Name a file in it.")
+    return path
 
 
 Home = Annotated[

@@ -11,7 +11,7 @@ import typer
 from mech_interp.cli import access, drawing
 from mech_interp.cli import runs as listing
 from mech_interp.cli.drawing import Column, Filled
-from mech_interp.cli.options import Home, complete_runs
+from mech_interp.cli.options import Home, a_file, complete_runs
 from mech_interp.cli.output import Output
 from mech_interp.cli.query import select
 from mech_interp.cli.sweep_report import complete_sweeps
@@ -43,7 +43,8 @@ def report(
         int, typer.Option("--limit", "-n", metavar="N", min=1, help="At most so many of --where or all.")
     ] = 100,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write Markdown there.")
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", callback=a_file, help="Write Markdown there."),
     ] = None,
     home: Home = None,
 ) -> None:

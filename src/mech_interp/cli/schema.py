@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from mech_interp.cli.options import complete_families
+from mech_interp.cli.options import a_file, complete_families
 from mech_interp.cli.output import Output
 
 
@@ -23,7 +23,7 @@ def schema(
         ),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write it there.")
+        Path | None, typer.Option("--output", "-o", metavar="FILE", callback=a_file, help="Write it there.")
     ] = None,
 ) -> None:
     """The JSON Schema of specs, for editors and programs.

@@ -11,7 +11,7 @@ import typer
 
 from mech_interp.cli import access, drawing
 from mech_interp.cli.drawing import Column, Filled
-from mech_interp.cli.options import Home
+from mech_interp.cli.options import Home, a_file
 from mech_interp.cli.output import Output
 from mech_interp.errors import InputError, nearest
 
@@ -51,7 +51,10 @@ def sweep_report(
         typer.Option("--metric", metavar="NAME", help="A column for this metric. Repeatable."),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write a Markdown report there.")
+        Path | None,
+        typer.Option(
+            "--output", "-o", metavar="FILE", callback=a_file, help="Write a Markdown report there."
+        ),
     ] = None,
     home: Home = None,
 ) -> None:
