@@ -8,7 +8,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from mech_interp.storage.errors import file_error
+from mech_interp.storage.errors import StorageError, file_error
 from mech_interp.storage.plain import dumps
 
 # A writer that is killed leaves such a file behind; the next owner of the folder sweeps it.
@@ -16,13 +16,15 @@ PREFIX, SUFFIX = ".new-", ".tmp"
 
 
 def write_bytes(path: Path, data: bytes, *, durable: bool = True) -> None:
-    """Replace the file at `path` by `data`, wholly or not at all.
+    """Replace the file at `path` by `data`, wholly or not at all; a link is followed.
 
     `durable` also flushes the folder entry, so that the new name survives a loss of power.
 
     Raises:
-        StorageError: the disk is full, the folder read-only, or the write failed otherwise.
+        StorageError: the disk is full, the folder read-only, the path a device, pipe or folder, or the
+            write failed otherwise.
     """
+    path = _regular(path)
     temporary = path.with_name(f"{PREFIX}{uuid.uuid4().hex}{SUFFIX}")
     try:
         if not path.parent.is_dir():
@@ -42,6 +44,16 @@ def write_bytes(path: Path, data: bytes, *, durable: bool = True) -> None:
     except BaseException:  # Ctrl-C between the two names
         _remove(temporary)
         raise
+
+
+def _regular(path: Path) -> Path:
+    """The file to replace: renaming over a device, a pipe or a link would destroy it."""
+    if path.is_symlink():
+        path = Path(os.path.realpath(path))
+    if path.exists() and not path.is_file():
+        kind = "a folder" if path.is_dir() else "a device or pipe"
+        raise StorageError(f"{path} is {kind}, not a file.", "Name a file to write.")
+    return path
 
 
 def write_text(path: Path, text: str, *, durable: bool = True) -> None:
