@@ -86,6 +86,27 @@ def _kinds() -> dict[str, SiteKind]:
         ("attn_out", block + "hook_attn_out", resid, None, "what attention adds to the residual stream"),
         ("resid_mid", block + "hook_resid_mid", resid, None, "residual stream between attention and MLP"),
         ("ln2", block + "ln2.hook_normalized", resid, None, "output of the norm before the MLP"),
+        (
+            "router_logits",
+            block + "mlp.hook_router_logits",
+            ("position", "expert"),
+            None,
+            "a mixture's scores of its experts, before the softmax",
+        ),
+        (
+            "expert_indices",
+            block + "mlp.hook_expert_indices",
+            ("position", "chosen"),
+            None,
+            "the experts chosen for each position (integers)",
+        ),
+        (
+            "expert_weights",
+            block + "mlp.hook_expert_weights",
+            ("position", "chosen"),
+            None,
+            "the weights of the chosen experts",
+        ),
         ("mlp_pre", block + "mlp.hook_pre", ("position", "d_mlp"), None, "MLP (gate) pre-activation"),
         (
             "mlp_pre_linear",

@@ -59,8 +59,9 @@ def measure_identities(
     kinds += ["mlp_out", "resid_mid", "resid_post"]
     offered = [kind for kind in kinds if kind in info.site_kinds]
     found = []
+    places = [(kind, layer) for kind in offered for layer in range(info.n_layers)]
     result = model.forward(
-        tokens, capture=[Site(kind, layer) for kind in offered for layer in range(info.n_layers)]
+        tokens, capture=[Site(*place) for place in places if place not in info.missing_sites]
     )
     assert result.logits is not None
     if reference is not None:
@@ -100,7 +101,7 @@ def _block_identities(
     import torch
 
     mask = tokens.mask
-    has = {site.kind for site in seen}
+    has = {site.kind for site in seen if site.layer == layer}
 
     def at(kind: str) -> Tensor:
         return seen[Site(kind, layer)]
@@ -125,6 +126,13 @@ def _block_identities(
         summed = torch.einsum("rphd,hdm->rpm", at("z"), model.weights("W_O", layer))
         summed = _plus(model, summed, "b_O", layer)
         add("sum over heads of z W_O + b_O = attn.hook_out", summed, at("attn_out_own"))
+    for own, added, norm in (
+        ("attn_out_own", "attn_out", "ln1_post"),
+        ("mlp_out_own", "mlp_out", "ln2_post"),
+    ):
+        if {own, added} <= has:
+            normed = _post_norm(model, at(own), norm, layer)
+            add(f"what is added by the sublayer = its own output through {norm}", normed, at(added))
     if {"mlp_post", "mlp_out_own"} <= has:
         projected = at("mlp_post") @ model.weights("W_out", layer)
         projected = _plus(model, projected, "b_out", layer)
@@ -139,6 +147,19 @@ def _plus(model: InstrumentedModel, x: Tensor, bias: str, layer: int) -> Tensor:
         return x + model.weights(bias, layer)
     except InputError:
         return x  # the architecture has no such bias
+
+
+def _post_norm(model: InstrumentedModel, x: Tensor, norm: str, layer: int) -> Tensor:
+    """The post-norm written out from its weights; x itself where the architecture has none."""
+    from mech_interp.errors import InputError
+
+    try:
+        gain = model.weights(f"{norm}.w", layer)
+    except InputError:
+        return x
+    wide = x.double()
+    rms = (wide.pow(2).mean(-1, keepdim=True) + model.info.norm_eps).sqrt()
+    return wide / rms * gain.double()
 
 
 def _gap(left: Tensor, right: Tensor) -> float:

@@ -34,7 +34,10 @@ class ModelInfo:
     """Facts about a loaded model.
 
     Sizes are counts; `context` is the largest number of tokens, `weights_hash` and `tokenizer_hash`
-    are SHA-256 of the files (or of the tensors of an in-memory model).
+    are SHA-256 of the files (or of the tensors of an in-memory model). `missing_kinds` and
+    `missing_sites` (kind and layer) say why the model lacks a site. `norm` is the kind of its norms
+    (``layer``, ``rms`` or ``none``), `norm_eps` what they add to the variance; `notice` is what a user
+    should know about how the model was opened.
     """
 
     name: str
@@ -57,7 +60,11 @@ class ModelInfo:
     capabilities: frozenset[Capability]
     site_kinds: frozenset[str]
     missing_kinds: Mapping[str, str] = field(default_factory=dict)
+    missing_sites: Mapping[tuple[str, int], str] = field(default_factory=dict)
     source: str = ""
+    norm: str = "layer"
+    norm_eps: float = 0.0
+    notice: str = ""
 
     def heads(self, kind: str) -> int:
         """Number of heads that sites of this kind index."""

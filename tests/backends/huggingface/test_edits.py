@@ -325,7 +325,8 @@ def test_what_the_architecture_lacks_is_refused_with_the_reason(gpt2: Any, llama
     for model, site, reason in (
         (gpt2, "rot_q.0", "no rotary embedding; use q"),
         (gpt2, "mlp_pre_linear.0", "not gated"),
-        (llama, "pos_embed", "rotary embedding inside attention"),
+        (llama, "pos_embed", "no learned position embedding"),
+        (llama, "router_logits.0", "not a mixture of experts"),
     ):
         with pytest.raises(InputError, match=reason):
             model.forward([[1]], capture=[site])

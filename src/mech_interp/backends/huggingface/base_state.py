@@ -33,7 +33,7 @@ class BaseState:
         self.index = {base: i for i, base in enumerate(bases)}
         rows = [runs[run].row(prompt) for run, prompt in bases]
         self.tokens = Tokens.from_lists(rows).to(model.info.device)
-        self._n_layers = model.info.n_layers
+        self._n_layers, self._blocks = model.info.n_layers, model.layout.blocks
         self._keys_values: dict[int, tuple[Tensor, Tensor]] = {}
         self._keep_from = min((j.start.layer for j in jobs if j.first > 0), default=self._n_layers)
         tap = ed.Tap(ed.Edits(), self._captures(jobs))
@@ -55,7 +55,9 @@ class BaseState:
                 wanted.add(self._resid_place(layer + (stage is Stage.POST)))
             if stage is Stage.Z:
                 wanted.add(("z", layer))
-            if stage is Stage.MID:
+            if stage is Stage.MID and self._blocks[layer].parallel:
+                wanted |= {self._resid_place(layer), ("attn_out", layer)}
+            elif stage is Stage.MID:
                 wanted.add(("resid_mid", layer))
         return wanted
 
@@ -76,7 +78,9 @@ class BaseState:
         return self._values["z", layer]
 
     def mid(self, layer: int) -> Tensor:
-        """The stream between attention and MLP."""
+        """The stream after attention: resid_mid, or in a parallel block what it would be."""
+        if self._blocks[layer].parallel:
+            return self.resid(layer) + self._values["attn_out", layer]
         return self._values["resid_mid", layer]
 
     def keys_values(self, layer: int) -> tuple[Tensor, Tensor]:

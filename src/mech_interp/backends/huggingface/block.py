@@ -60,30 +60,45 @@ class Frame:
     query_columns: Tensor | None = None
 
 
-def attention_z(block: Block, layer: int, x: Tensor, frame: Frame, taps: Taps) -> Tensor:
-    """From the residual stream entering the block to z [row, position, head, d_head] (before its tap)."""
+def attention_z(block: Block, layer: int, x: Tensor, frame: Frame, taps: Taps) -> tuple[Tensor, Tensor]:
+    """From the residual stream entering the block to z [row, position, head, d_head] (before its tap).
+
+    Also returns what the MLP of a parallel block reads, which for other blocks has no use.
+    """
     normed = taps("ln1", layer, block.norm1(x))
     q, k, v = block.qkv(normed)
     q, k, v = taps("q", layer, q), taps("k", layer, k), taps("v", layer, v)
-    if frame.rotary is not None:
+    q, k = block.norm_qk(q, k)
+    if frame.rotary is not None and block.rotary_kind is not None:
         q, k = block.rotate(q, k, frame.rotary)
         q, k = taps("rot_q", layer, q), taps("rot_k", layer, k)
     keys, values = frame.kv(layer, k, v)
     positions = frame.query_positions
+    side = normed if block.shared_norm else x
     if frame.query_columns is not None:
         q = take_columns(q, frame.query_columns)
         positions = take_columns(positions.expand(len(q), -1), frame.query_columns)
+        side = take_columns(side, frame.query_columns)
         taps.narrow()
     allowed = attention_mask(positions, keys.shape[1], block.window)
-    if frame.explicit or taps.wants("attn_scores", layer) or taps.wants("pattern", layer):
-        return _explicit_attention(block, layer, q, keys, values, allowed, taps)
+    bias = block.score_bias(positions, keys.shape[1])
+    explicit = frame.explicit or taps.wants("attn_scores", layer) or taps.wants("pattern", layer)
+    if explicit or block.score_cap is not None or block.wide_scores:
+        return _explicit_attention(block, layer, q, keys, values, allowed, bias, taps), side
     # Queries that were picked out, or that continue a cache, are not the keys' own positions in order.
-    causal = len(allowed) == 1 and frame.query_columns is None and q.shape[1] == keys.shape[1]
-    return _fused_attention(block, q, keys, values, allowed, causal=causal and block.window is None)
+    in_order = len(allowed) == 1 and frame.query_columns is None and q.shape[1] == keys.shape[1]
+    plain = in_order and block.window is None and bias is None
+    mask = None if plain else allowed if bias is None else bias.masked_fill(~allowed, -torch.inf)
+    return _fused_attention(block, q, keys, values, mask), side
+
+
+def mlp_source(block: Block, x: Tensor) -> Tensor:
+    """What the MLP of a parallel block reads, from the stream entering the block."""
+    return block.norm1(x) if block.shared_norm else x
 
 
 def attention_to_mid(block: Block, layer: int, x: Tensor, z: Tensor, taps: Taps) -> Tensor:
-    """From z and the stream entering the block to the stream between attention and MLP (before its tap)."""
+    """From z and the stream entering the block to their sum: resid_mid (before its tap), where it exists."""
     out = block.attention_output(z)
     if taps.wants("result", layer):
         out = _through_results(block, layer, z, out, taps)
@@ -93,18 +108,31 @@ def attention_to_mid(block: Block, layer: int, x: Tensor, z: Tensor, taps: Taps)
     return x + taps("attn_out", layer, out)
 
 
-def mid_to_post(block: Block, layer: int, mid: Tensor, taps: Taps) -> Tensor:
-    """From the stream between attention and MLP to the stream leaving the block (before its tap)."""
-    normed = taps("ln2", layer, block.norm2(mid))
+def mid_to_post(block: Block, layer: int, mid: Tensor, side: Tensor, taps: Taps) -> Tensor:
+    """From the stream after attention to the stream leaving the block (before its tap).
+
+    `side` is what the MLP of a parallel block reads (see `mlp_source`).
+    """
+    normed = side if block.shared_norm else taps("ln2", layer, block.norm2(side if block.parallel else mid))
+    out = taps("mlp_out_own", layer, _mlp(block, layer, normed, taps))
+    if block.post_mlp is not None:
+        out = block.post_mlp(out)
+    return mid + taps("mlp_out", layer, out)
+
+
+def _mlp(block: Block, layer: int, normed: Tensor, taps: Taps) -> Tensor:
+    mixture = block.mixture
+    if mixture is not None:
+        logits = taps("router_logits", layer, mixture.router_logits(normed))
+        chosen, weights = mixture.choose(logits)
+        chosen = taps("expert_indices", layer, chosen)
+        return mixture.mix(normed, chosen, taps("expert_weights", layer, weights))
     pre, linear = block.mlp_in(normed)
     pre = taps("mlp_pre", layer, pre)
     if linear is not None:
         linear = taps("mlp_pre_linear", layer, linear)
     post = taps("mlp_post", layer, block.mlp_activation(pre, linear))
-    out = taps("mlp_out_own", layer, block.mlp_out(post))
-    if block.post_mlp is not None:
-        out = block.post_mlp(out)
-    return mid + taps("mlp_out", layer, out)
+    return block.mlp_out(post)
 
 
 def attention_mask(query_positions: Tensor, n_keys: int, window: int | None) -> Tensor:
@@ -127,28 +155,40 @@ def _repeat_heads(x: Tensor, n_heads: int) -> Tensor:
     return x if repeats == 1 else x.repeat_interleave(repeats, dim=1)
 
 
-def _fused_attention(
-    block: Block, q: Tensor, k: Tensor, v: Tensor, allowed: Tensor, *, causal: bool
-) -> Tensor:
+def _fused_attention(block: Block, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """`mask` is boolean (true where seen) or added to the scores; None stands for plain causal."""
     q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
     k, v = _repeat_heads(k, q.shape[1]), _repeat_heads(v, q.shape[1])
-    if causal:
-        z = functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=block.scale)
-    else:
-        z = functional.scaled_dot_product_attention(q, k, v, attn_mask=allowed, scale=block.scale)
+    z = functional.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, is_causal=mask is None, scale=block.scale
+    )
     return z.transpose(1, 2)
 
 
 def _explicit_attention(
-    block: Block, layer: int, q: Tensor, k: Tensor, v: Tensor, allowed: Tensor, taps: Taps
+    block: Block,
+    layer: int,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    allowed: Tensor,
+    bias: Tensor | None,
+    taps: Taps,
 ) -> Tensor:
     q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
     k, v = _repeat_heads(k, q.shape[1]), _repeat_heads(v, q.shape[1])
-    scores = (q @ k.transpose(-1, -2)) * block.scale
+    wide = torch.promote_types(q.dtype, torch.float32)  # as the library: the softmax in at least float32
+    if block.wide_scores:
+        scores = (q.to(wide) @ k.to(wide).transpose(-1, -2)) * block.scale
+    else:
+        scores = (q @ k.transpose(-1, -2)) * block.scale
+    if block.score_cap is not None:
+        scores = block.score_cap * torch.tanh(scores / block.score_cap)
+    if bias is not None:
+        scores = scores + bias
     scores = scores.masked_fill(~allowed, torch.finfo(scores.dtype).min)
     scores = taps("attn_scores", layer, scores)
-    wide = torch.promote_types(scores.dtype, torch.float32)  # as the library: at least float32
-    pattern = taps("pattern", layer, scores.softmax(-1, dtype=wide).to(q.dtype))
+    pattern = taps("pattern", layer, scores.softmax(-1, dtype=wide).to(v.dtype))
     return (pattern @ v).transpose(1, 2)
 
 

@@ -16,6 +16,7 @@ from mech_interp.backends.huggingface.block import (
     attention_to_mid,
     attention_z,
     mid_to_post,
+    mlp_source,
     take_columns,
 )
 from mech_interp.backends.huggingface.entries import Reader
@@ -82,25 +83,30 @@ class ChunkRun:
         block, tap = self.layout.blocks[layer], self.tap
         last = layer == self.model.info.n_layers - 1
         x = self._join(x, Start(layer, Stage.PRE), self.state.resid)
-        z = mid = None
+        z = side = mid = None
         if x is not None:
             x = tap("resid_pre", layer, x)
             if last:
                 frame = replace(frame, query_columns=self.reads[: self.active] - self.chunk.first)
-            z = attention_z(block, layer, x, frame, tap)
+            z, side = attention_z(block, layer, x, frame, tap)
             if frame.query_columns is not None:
                 x = take_columns(x, frame.query_columns)
         if last:
             tap.narrow()
         arrivals = self._arrive(Start(layer, Stage.Z))
         if arrivals is not None:
-            z = _append(z, self._base(self.state.z(layer), arrivals))
-            x = _append(x, self._base(self.state.resid(layer), arrivals))
+            entering = self._base(self.state.resid(layer), arrivals)
+            z, x = _append(z, self._base(self.state.z(layer), arrivals)), _append(x, entering)
+            side = _append(side, mlp_source(block, entering))
         if x is not None and z is not None:
             mid = attention_to_mid(block, layer, x, tap("z", layer, z), tap)
-        mid = self._join(mid, Start(layer, Stage.MID), self.state.mid)
+        arrivals = self._arrive(Start(layer, Stage.MID))
+        if arrivals is not None:
+            mid = _append(mid, self._base(self.state.mid(layer), arrivals))
+            if block.parallel:
+                side = _append(side, mlp_source(block, self._base(self.state.resid(layer), arrivals)))
         if mid is not None:
-            x = mid_to_post(block, layer, tap("resid_mid", layer, mid), tap)
+            x = mid_to_post(block, layer, tap("resid_mid", layer, mid), mid if side is None else side, tap)
         x = self._join(x, Start(layer, Stage.POST), lambda at: self.state.resid(at + 1))
         return x if x is None else tap("resid_post", layer, x)
 

@@ -239,6 +239,8 @@ def check_site(info: ModelInfo, site: Site) -> None:
             f"{site} names layer {site.layer}, but {info.name} has {info.n_layers} layers.",
             f"Use 0 to {info.n_layers - 1}.",
         )
+    if site.layer is not None and (site.kind, site.layer) in info.missing_sites:
+        raise InputError(f"{info.name} has no {site}: {info.missing_sites[site.kind, site.layer]}.")
     check_heads(info, site, () if site.head is None else (site.head,))
 
 

@@ -153,15 +153,14 @@ class HuggingFaceModel:
 
         With LayerNorm the mean subtraction is part of the linear map; with RMSNorm there is none.
         """
-        norm = self.layout.final_norm
-        weight = self.layout.weights()["ln_final.w"]
-        gain = direction * weight
-        if isinstance(norm, torch.nn.LayerNorm):
+        if self.layout.norm == "none":
+            return direction
+        gain = direction * self.layout.weights()["ln_final.w"]
+        if self.layout.norm == "layer":
             centred = resid - resid.mean(-1, keepdim=True)
-            scale = (centred.pow(2).mean(-1, keepdim=True) + norm.eps).sqrt()
+            scale = (centred.pow(2).mean(-1, keepdim=True) + self.layout.norm_eps).sqrt()
             return (gain - gain.mean(-1, keepdim=True)) / scale
-        eps = getattr(norm, "variance_epsilon", getattr(norm, "eps", 0.0))
-        return gain / (resid.pow(2).mean(-1, keepdim=True) + eps).sqrt()
+        return gain / (resid.pow(2).mean(-1, keepdim=True) + self.layout.norm_eps).sqrt()
 
     def weights(self, kind: str, layer: int | None = None, head: int | None = None) -> Tensor:
         """One weight tensor in the convention of `InstrumentedModel.weights`.

@@ -85,7 +85,15 @@ def _describe(
         capabilities=frozenset(Capability),
         site_kinds=frozenset(KINDS) - frozenset(layout.missing),
         missing_kinds=layout.missing,
+        missing_sites={
+            (kind, layer): why
+            for layer in range(sizes.n_layers)
+            for kind, why in layout.missing_in(layer).items()
+            if kind not in layout.missing
+        },
         source=source,
+        norm=layout.norm,
+        norm_eps=layout.norm_eps,
     )
 
 

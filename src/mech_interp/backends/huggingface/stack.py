@@ -50,9 +50,9 @@ def run_blocks(layout: Layout, x: Tensor, layers: Iterable[int], frame: Frame, t
     for layer in layers:
         block = layout.blocks[layer]
         x = taps("resid_pre", layer, x)
-        z = taps("z", layer, attention_z(block, layer, x, frame, taps))
-        mid = taps("resid_mid", layer, attention_to_mid(block, layer, x, z, taps))
-        x = taps("resid_post", layer, mid_to_post(block, layer, mid, taps))
+        z, side = attention_z(block, layer, x, frame, taps)
+        mid = taps("resid_mid", layer, attention_to_mid(block, layer, x, taps("z", layer, z), taps))
+        x = taps("resid_post", layer, mid_to_post(block, layer, mid, side, taps))
     return x
 
 

@@ -28,7 +28,18 @@ class Stage(enum.IntEnum):
 _STAGES = {
     Stage.EMBED: ("embed", "pos_embed"),
     Stage.Z: ("z", "result", "attn_out_own", "attn_out"),
-    Stage.MID: ("resid_mid", "ln2", "mlp_pre", "mlp_pre_linear", "mlp_post", "mlp_out_own", "mlp_out"),
+    Stage.MID: (
+        "resid_mid",
+        "ln2",
+        "router_logits",
+        "expert_indices",
+        "expert_weights",
+        "mlp_pre",
+        "mlp_pre_linear",
+        "mlp_post",
+        "mlp_out_own",
+        "mlp_out",
+    ),
     Stage.POST: ("resid_post",),
     Stage.FINAL: ("ln_final", "logits"),
 }

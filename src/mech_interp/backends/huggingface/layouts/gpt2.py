@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mech_interp.backends.huggingface.layouts.base import Block, Layout, Sizes, split_heads
+from mech_interp.backends.huggingface.layouts.base import Block, Layout, Port, Sizes, in_heads, split_heads
 
 
 class GPT2Block(Block):
@@ -77,11 +78,52 @@ class GPT2Block(Block):
             "ln2.b": self.module.ln_2.bias,
         }
 
+    @property
+    def attention_module(self) -> nn.Module:
+        module: nn.Module = self.attention
+        return module
+
+    def ports(self) -> dict[str, Port]:
+        block, attention, mlp = self.module, self.attention, self.module.mlp
+        fused = {
+            name: Port(attention.c_attn, view=_part_of_fused(part, self.n_heads))
+            for part, name in enumerate("qkv")
+        }
+        return fused | {
+            "resid_pre": Port(block, "input"),
+            "ln1": Port(block.ln_1),
+            "z": Port(attention.c_proj, "input", in_heads(self.n_heads)),
+            "attn_out_own": Port(attention),
+            "attn_out": Port(attention),
+            "resid_mid": Port(block.ln_2, "input"),
+            "ln2": Port(block.ln_2),
+            "mlp_pre": Port(mlp.c_fc),
+            "mlp_post": Port(mlp.c_proj, "input"),
+            "mlp_out_own": Port(mlp),
+            "mlp_out": Port(mlp),
+            "resid_post": Port(block),
+        }
+
+
+def _part_of_fused(part: int, n_heads: int) -> Callable[[Tensor], Tensor]:
+    """A view of q, k or v in [..., 3 * heads * d_head]."""
+    return lambda x: x.view(*x.shape[:-1], 3, n_heads, -1).select(-3, part)
+
 
 class GPT2Layout(Layout):
     """`GPT2LMHeadModel`."""
 
     model_type = "gpt2"
+    title = "GPT-2"
+    tiny = {
+        "vocab_size": 97,
+        "n_positions": 24,
+        "n_embd": 32,
+        "n_layer": 3,
+        "n_head": 4,
+        "n_inner": 40,
+    }
+    learned_positions = True
 
     def __init__(self, module: Any) -> None:
         config = module.config
@@ -126,10 +168,11 @@ class GPT2Layout(Layout):
             "ln_final.b": transformer.ln_f.bias,
         }
 
-    @property
-    def missing(self) -> dict[str, str]:
+    def ports(self) -> dict[str, Port]:
+        stack = self.module.transformer
         return {
-            "rot_q": "GPT-2 has learned positions and no rotary embedding; use q",
-            "rot_k": "GPT-2 has learned positions and no rotary embedding; use k",
-            "mlp_pre_linear": "GPT-2's MLP is not gated",
+            "embed": Port(stack.wte),
+            "pos_embed": Port(stack.wpe),
+            "ln_final": Port(stack.ln_f),
+            "logits": Port(self.module.lm_head),
         }

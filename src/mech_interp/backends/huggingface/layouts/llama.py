@@ -4,14 +4,23 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from mech_interp.backends.huggingface.layouts.base import Block, Layout, Rotary, Sizes, split_heads
+from mech_interp.backends.huggingface.layouts.base import (
+    Block,
+    Layout,
+    Port,
+    Rotary,
+    Sizes,
+    in_heads,
+    split_heads,
+)
 
 
 class LlamaBlock(Block):
-    """A `LlamaDecoderLayer` of transformers, in pieces."""
+    """A `LlamaDecoderLayer` of transformers, in pieces; other architectures change some of them."""
+
+    rotary_kind: str | None = "default"
 
     def __init__(self, module: Any, sizes: Sizes) -> None:
         self.module = module
@@ -30,9 +39,6 @@ class LlamaBlock(Block):
             self.attention.k_proj(x).unflatten(-1, (kv_heads, -1)),
             self.attention.v_proj(x).unflatten(-1, (kv_heads, -1)),
         )
-
-    def rotate(self, q: Tensor, k: Tensor, rotary: Rotary) -> tuple[Tensor, Tensor]:
-        return rotate_halves(q, *rotary), rotate_halves(k, *rotary)
 
     def attention_output(self, z: Tensor) -> Tensor:
         out: Tensor = self.attention.o_proj(z.flatten(-2))
@@ -76,11 +82,51 @@ class LlamaBlock(Block):
         flat = {"b_O": attention.o_proj, "b_gate": mlp.gate_proj, "b_in": mlp.up_proj, "b_out": mlp.down_proj}
         return found | {name: linear.bias for name, linear in flat.items() if linear.bias is not None}
 
+    @property
+    def attention_module(self) -> nn.Module:
+        module: nn.Module = self.attention
+        return module
+
+    def ports(self) -> dict[str, Port]:
+        block, attention, mlp = self.module, self.attention, self.module.mlp
+        heads, kv_heads = in_heads(self.sizes.n_heads), in_heads(self.sizes.n_kv_heads)
+        return {
+            "resid_pre": Port(block, "input"),
+            "ln1": Port(block.input_layernorm),
+            "q": Port(attention.q_proj, view=heads),
+            "k": Port(attention.k_proj, view=kv_heads),
+            "v": Port(attention.v_proj, view=kv_heads),
+            "z": Port(attention.o_proj, "input", heads),
+            "attn_out_own": Port(attention),
+            "attn_out": Port(attention),
+            "resid_mid": Port(block.post_attention_layernorm, "input"),
+            "ln2": Port(block.post_attention_layernorm),
+            "mlp_pre": Port(mlp.gate_proj),
+            "mlp_pre_linear": Port(mlp.up_proj),
+            "mlp_post": Port(mlp.down_proj, "input"),
+            "mlp_out_own": Port(mlp),
+            "mlp_out": Port(mlp),
+            "resid_post": Port(block),
+        }
+
 
 class LlamaLayout(Layout):
     """`LlamaForCausalLM`."""
 
     model_type = "llama"
+    title = "Llama"
+    tiny = {
+        "vocab_size": 97,
+        "max_position_embeddings": 24,
+        "hidden_size": 32,
+        "intermediate_size": 40,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    }
+    gated = True
+    rotary_positions = True
+    norm = "rms"
 
     def __init__(self, module: Any) -> None:
         config = module.config
@@ -103,7 +149,7 @@ class LlamaLayout(Layout):
 
     def rotary(self, like: Tensor, positions: Tensor) -> Rotary | None:
         cos, sin = self.module.model.rotary_emb(like, position_ids=positions)
-        return cos, sin
+        return {"default": (cos, sin)}
 
     @property
     def final_norm(self) -> nn.Module:
@@ -122,17 +168,10 @@ class LlamaLayout(Layout):
             "ln_final.w": self.module.model.norm.weight,
         }
 
-    @property
-    def missing(self) -> dict[str, str]:
-        return {"pos_embed": "Llama encodes positions by rotary embedding inside attention"}
-
-
-def rotate_halves(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding over split halves.
-
-    x is [row, position, head, d_head], cos and sin are [row, position, d_head].
-    Source: Su et al. 2021 (RoFormer), in the split-half form that Llama checkpoints are stored for.
-    """
-    first, second = x.chunk(2, dim=-1)
-    turned = torch.cat((-second, first), dim=-1)
-    return x * cos[..., None, :] + turned * sin[..., None, :]
+    def ports(self) -> dict[str, Port]:
+        # Where the embedding is scaled on its way, only the first block's input is what was added.
+        return {
+            "embed": Port(self.module.model.layers[0], "input"),
+            "ln_final": Port(self.module.model.norm),
+            "logits": Port(self.module.lm_head),
+        }
