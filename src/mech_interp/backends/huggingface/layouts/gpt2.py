@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -115,7 +115,7 @@ class GPT2Layout(Layout):
 
     model_type = "gpt2"
     title = "GPT-2"
-    tiny = {
+    tiny: ClassVar[Mapping[str, Any]] = {
         "vocab_size": 97,
         "n_positions": 24,
         "n_embd": 32,

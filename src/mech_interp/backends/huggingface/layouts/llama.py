@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -115,7 +116,7 @@ class LlamaLayout(Layout):
 
     model_type = "llama"
     title = "Llama"
-    tiny = {
+    tiny: ClassVar[Mapping[str, Any]] = {
         "vocab_size": 97,
         "max_position_embeddings": 24,
         "hidden_size": 32,
