@@ -11,7 +11,7 @@ from torch import Tensor
 from mech_interp.backends.huggingface import edits as ed
 from mech_interp.backends.huggingface.entries import gather_entries, site_means
 from mech_interp.backends.huggingface.stack import embed, frame_for, run_blocks
-from mech_interp.backends.protocol import Row
+from mech_interp.backends.protocol import InstrumentedModel, Row
 from mech_interp.backends.rows.plan import Job, Stage
 from mech_interp.backends.tokens import Tokens
 from mech_interp.interventions import Intervention
@@ -92,7 +92,7 @@ class SourceReader:
     """Values that interventions read from runs: means once, sites for the prompts of one block at a time."""
 
     def __init__(
-        self, model: HuggingFaceModel, runs: Mapping[str, Tokens], interventions: Sequence[Intervention]
+        self, model: InstrumentedModel, runs: Mapping[str, Tokens], interventions: Sequence[Intervention]
     ) -> None:
         self.model, self.runs = model, runs
         self._means = {

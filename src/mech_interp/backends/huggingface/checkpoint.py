@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,19 @@ DTYPES = {
 }
 
 
-def open_folder(
+@dataclass(frozen=True)
+class Loaded:
+    """A library model in memory, with what is known about where it came from."""
+
+    module: Any
+    tokenizer: Any
+    name: str
+    source: str
+    weights_hash: str
+    tokenizer_hash: str
+
+
+def load_folder(
     folder: Path,
     *,
     name: str,
@@ -33,8 +46,8 @@ def open_folder(
     dtype: str = "auto",
     attention: str = "sdpa",
     allow_pickle: bool = False,
-) -> HuggingFaceModel:
-    """Load a folder in Hugging Face format and open it; see `load_model` for the arguments.
+) -> Loaded:
+    """Load a folder in Hugging Face format, for any backend; see `load_model` for the arguments.
 
     Raises:
         ModelError: for missing, damaged, incomplete or pickled files, or an architecture that needs
@@ -45,14 +58,31 @@ def open_folder(
     config = _read_config(folder, name)
     files = _weight_files(folder, name, allow_pickle)
     module = _load_module(folder, name, config, _torch_dtype(dtype, place, config), attention, allow_pickle)
-    tokenizer = _load_tokenizer(folder, name)
-    return open_module(
-        module.to(place),
-        tokenizer,
+    return Loaded(
+        module=module.to(place),
+        tokenizer=_load_tokenizer(folder, name),
         name=name,
         source=source,
         weights_hash=files_hash([folder / "config.json", *files]),
         tokenizer_hash=files_hash(sorted(folder.glob("tokenizer*.json"))),
+    )
+
+
+def open_folder(folder: Path, **options: Any) -> HuggingFaceModel:
+    """Load a folder and open it in the default engine; see `load_folder`.
+
+    Raises:
+        ModelError, CapabilityError: see `load_folder`.
+        IdentityError: when an identity of `backends.checks` fails.
+    """
+    loaded = load_folder(folder, **options)
+    return open_module(
+        loaded.module,
+        loaded.tokenizer,
+        name=loaded.name,
+        source=loaded.source,
+        weights_hash=loaded.weights_hash,
+        tokenizer_hash=loaded.tokenizer_hash,
     )
 
 

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from mech_interp.backends.huggingface import edits as ed
 from mech_interp.backends.huggingface.stack import embed, finish, frame_for, run_blocks
-from mech_interp.backends.protocol import Generation
+from mech_interp.backends.protocol import Generation, InstrumentedModel, ModelInfo
 from mech_interp.backends.tokens import Tokens
 from mech_interp.errors import InputError
 from mech_interp.interventions import Intervention
 
 if TYPE_CHECKING:
     from mech_interp.backends.huggingface.model import HuggingFaceModel
+
+Phase = Literal["prompt", "generated"]
 
 
 class Cache:
@@ -45,11 +47,51 @@ class Cache:
         return keys[:, : self.filled], values[:, : self.filled]
 
 
+class Steps(Protocol):
+    """Computes logits of further tokens; remembers what came before."""
+
+    def __call__(self, ids: Tensor, positions: Tensor, phase: Phase) -> Tensor:
+        """Logits [row, column, vocabulary] of tokens [row, column] at positions [row, column]."""
+        ...
+
+
+class CachedSteps:
+    """`Steps` of the default engine: each token is computed once, keys and values are kept."""
+
+    def __init__(
+        self,
+        model: HuggingFaceModel,
+        tokens: Tokens,
+        interventions: Sequence[Intervention],
+        max_new_tokens: int,
+    ) -> None:
+        self.model, self.tokens, self.interventions = model, tokens, interventions
+        self.cache = Cache(len(tokens), tokens.ids.shape[1] + max_new_tokens)
+
+    def __call__(self, ids: Tensor, positions: Tensor, phase: Phase) -> Tensor:
+        model = self.model
+        self.cache.write_at(positions)
+        edits = ed.Edits()
+        add_phase(edits, model.info, self.tokens, positions, self.interventions, phase)
+        tap = ed.Tap(edits)
+        if phase == "generated":
+            tap.read_positions = positions
+        x = embed(model.layout, ids, positions, tap)
+        explicit = model.info.attention == "eager"
+        frame = frame_for(model.layout, x, positions, kv=self.cache, explicit=explicit)
+        x = run_blocks(model.layout, x, range(model.info.n_layers), frame, tap)
+        logits = finish(model.layout, x, tap)
+        tap.check_all_fired()
+        return logits
+
+
 @torch.no_grad()
 def generate(
-    model: HuggingFaceModel,
+    model: InstrumentedModel,
     tokens: Tokens,
+    steps: Callable[[Sequence[Intervention], int], Steps],
     *,
+    default_stops: Sequence[int],
     max_new_tokens: int,
     temperature: float,
     top_k: int | None,
@@ -61,7 +103,8 @@ def generate(
     """Continue each prompt; greedy at temperature 0, otherwise sampled with one seeded stream per prompt.
 
     Intervention positions count from the start of the prompt and go on into the continuation (negative
-    ones count from the prompt's end); `phase` restricts them to prompt or generated tokens.
+    ones count from the prompt's end); `phase` restricts them to prompt or generated tokens. `steps` makes
+    what computes the logits, from the interventions and the number of new tokens.
 
     Raises:
         InputError: when prompt and continuation do not fit the context, or an option is out of range.
@@ -69,15 +112,15 @@ def generate(
     _check_options(model, tokens, max_new_tokens, temperature, top_k, top_p)
     for intervention in interventions:
         _check_intervention(model, tokens, max_new_tokens, intervention)
-    stops = set(_default_stops(model) if stop_ids is None else stop_ids)
+    stops = set(default_stops if stop_ids is None else stop_ids)
+    step_on = steps(interventions, max_new_tokens)
     lengths = torch.tensor(tokens.lengths, device=tokens.ids.device)
-    cache = Cache(len(tokens), tokens.ids.shape[1] + max_new_tokens)
     generators = [torch.Generator().manual_seed(seed * 1_000_003 + row) for row in range(len(tokens))]
     made: list[list[int]] = [[] for _ in range(len(tokens))]
     ended = [False] * len(tokens)
 
     positions = torch.arange(tokens.ids.shape[1], device=tokens.ids.device).expand(len(tokens), -1)
-    logits = _step(model, tokens, tokens.ids, positions, cache, interventions, "prompt")
+    logits = step_on(tokens.ids, positions, "prompt")
     last = logits[torch.arange(len(tokens)), lengths - 1]
     for step in range(max_new_tokens):
         chosen = [_choose(row, temperature, top_k, top_p, g) for row, g in zip(last, generators, strict=True)]
@@ -88,41 +131,21 @@ def generate(
         if all(ended) or step == max_new_tokens - 1:
             break
         ids = torch.tensor(chosen, device=tokens.ids.device)[:, None]
-        positions = (lengths + step)[:, None]
-        last = _step(model, tokens, ids, positions, cache, interventions, "generated")[:, 0]
+        last = step_on(ids, (lengths + step)[:, None], "generated")[:, 0]
     finished: list[Literal["stop", "length"]] = ["stop" if e else "length" for e in ended]
     texts = tuple(model.tokenizer.decode(row) if model.tokenizer else "" for row in made)
     return Generation(tuple(map(tuple, made)), texts, tuple(finished))
 
 
-def _step(
-    model: HuggingFaceModel,
-    tokens: Tokens,
-    ids: Tensor,
-    positions: Tensor,
-    cache: Cache,
-    interventions: Sequence[Intervention],
-    phase: Literal["prompt", "generated"],
-) -> Tensor:
-    cache.write_at(positions)
-    tap = _step_tap(model, tokens, positions, interventions, phase)
-    x = embed(model.layout, ids, positions, tap)
-    explicit = model.info.attention == "eager"
-    frame = frame_for(model.layout, x, positions, kv=cache, explicit=explicit)
-    x = run_blocks(model.layout, x, range(model.info.n_layers), frame, tap)
-    logits = finish(model.layout, x, tap)
-    tap.check_all_fired()
-    return logits
-
-
-def _step_tap(
-    model: HuggingFaceModel,
+def add_phase(
+    edits: ed.Edits,
+    info: ModelInfo,
     tokens: Tokens,
     positions: Tensor,
     interventions: Sequence[Intervention],
-    phase: Literal["prompt", "generated"],
-) -> ed.Tap:
-    edits = ed.Edits()
+    phase: Phase,
+) -> None:
+    """Add the edits of one step: all positions of the prompts, or the one generated position per row."""
     for intervention in interventions:
         if intervention.phase not in ("all", phase):
             continue
@@ -134,15 +157,11 @@ def _step_tap(
                 wanted = {p + length if p < 0 else p for p in intervention.positions}
                 here = [p for p in here if p in wanted]
             chosen.append((row, row, here))
-        edits.add(intervention, chosen, model.info.heads(intervention.site.kind))
-    tap = ed.Tap(edits)
-    if phase == "generated":
-        tap.read_positions = positions
-    return tap
+        edits.add(intervention, chosen, info.heads(intervention.site.kind))
 
 
 def _check_intervention(
-    model: HuggingFaceModel, tokens: Tokens, max_new_tokens: int, intervention: Intervention
+    model: InstrumentedModel, tokens: Tokens, max_new_tokens: int, intervention: Intervention
 ) -> None:
     """Refuse an intervention that could never fire, or that needs what generation has not."""
     site, phase = intervention.site, intervention.phase
@@ -188,8 +207,9 @@ def _choose(
     return int(torch.multinomial(scores.softmax(-1), 1, generator=generator))
 
 
-def _default_stops(model: HuggingFaceModel) -> list[int]:
-    config: Any = getattr(model.module, "generation_config", None) or model.module.config
+def default_stops(module: Any) -> list[int]:
+    """The end-of-text ids of a library model."""
+    config: Any = getattr(module, "generation_config", None) or module.config
     stops = getattr(config, "eos_token_id", None)
     if stops is None:
         return []
@@ -197,7 +217,7 @@ def _default_stops(model: HuggingFaceModel) -> list[int]:
 
 
 def _check_options(
-    model: HuggingFaceModel,
+    model: InstrumentedModel,
     tokens: Tokens,
     max_new_tokens: int,
     temperature: float,

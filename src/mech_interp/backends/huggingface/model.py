@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mech_interp.backends.huggingface import edits as ed
 from mech_interp.backends.huggingface.entries import gather_entries, site_means
-from mech_interp.backends.huggingface.generation import generate
+from mech_interp.backends.huggingface.generation import CachedSteps, default_stops, generate
 from mech_interp.backends.huggingface.layouts.base import Layout
 from mech_interp.backends.huggingface.rows import run_rows
 from mech_interp.backends.huggingface.stack import embed, finish, frame_for, logits_of, run_blocks
@@ -20,6 +20,7 @@ from mech_interp.backends.protocol import (
     Activations,
     ForwardResult,
     Generation,
+    InstrumentedModel,
     LogitsChoice,
     ModelInfo,
     Progress,
@@ -125,8 +126,8 @@ class HuggingFaceModel:
             out = finish(self.layout, x, tap)
             if logits == "none":
                 return None
-            return out if logits == "all" else _pick(out, tokens, logits)
-        return finish(self.layout, _pick(x, tokens, logits), tap)
+            return out if logits == "all" else pick(out, tokens, logits)
+        return finish(self.layout, pick(x, tokens, logits), tap)
 
     def rows(
         self,
@@ -202,9 +203,12 @@ class HuggingFaceModel:
         interventions: Sequence[Intervention] = (),
     ) -> Generation:
         """Continue prompts with a key/value cache; see `generation.generate`."""
+        tokens = self.tokens(prompts)
         return generate(
             self,
-            self.tokens(prompts),
+            tokens,
+            lambda interventions, new: CachedSteps(self, tokens, interventions, new),
+            default_stops=default_stops(self.module),
             max_new_tokens=max_new_tokens,
             temperature=temperature,
             top_k=top_k,
@@ -226,7 +230,7 @@ class RunReader:
     """Values of sites in other runs, computed once, when first needed."""
 
     def __init__(
-        self, model: HuggingFaceModel, interventions: Sequence[Intervention], runs: Mapping[str, Tokens]
+        self, model: InstrumentedModel, interventions: Sequence[Intervention], runs: Mapping[str, Tokens]
     ) -> None:
         wanted = ed.needed_sources(interventions)
         means = ed.needed_means(interventions)
@@ -255,7 +259,7 @@ class RunReader:
         return site_means(site, self._values[run, site.whole], self._masks[run], positional)
 
 
-def _pick(x: Tensor, tokens: Tokens, logits: LogitsChoice) -> Tensor:
+def pick(x: Tensor, tokens: Tokens, logits: LogitsChoice) -> Tensor:
     """Each prompt's last token [prompt, ...] or chosen positions [prompt, n, ...]."""
     rows = torch.arange(len(tokens), device=x.device)
     if logits == "last":

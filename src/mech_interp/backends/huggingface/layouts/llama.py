@@ -61,16 +61,25 @@ class LlamaBlock(Block):
         return out
 
     def weights(self) -> dict[str, Tensor]:
-        attention, mlp = self.attention, self.module.mlp
+        mlp = self.module.mlp
+        found = {
+            "W_gate": mlp.gate_proj.weight.T,
+            "W_in": mlp.up_proj.weight.T,
+            "W_out": mlp.down_proj.weight.T,
+        }
+        biases = {"b_gate": mlp.gate_proj, "b_in": mlp.up_proj, "b_out": mlp.down_proj}
+        found |= {name: linear.bias for name, linear in biases.items() if linear.bias is not None}
+        return self.attention_weights() | found
+
+    def attention_weights(self) -> dict[str, Tensor]:
+        """The block's parameters without the MLP's."""
+        attention = self.attention
         heads, kv_heads = self.sizes.n_heads, self.sizes.n_kv_heads
         found = {
             "W_Q": split_heads(attention.q_proj.weight.T, heads),
             "W_K": split_heads(attention.k_proj.weight.T, kv_heads),
             "W_V": split_heads(attention.v_proj.weight.T, kv_heads),
             "W_O": attention.o_proj.weight.T.reshape(heads, -1, self.sizes.d_model),
-            "W_gate": mlp.gate_proj.weight.T,
-            "W_in": mlp.up_proj.weight.T,
-            "W_out": mlp.down_proj.weight.T,
             "ln1.w": self.module.input_layernorm.weight,
             "ln2.w": self.module.post_attention_layernorm.weight,
         }
@@ -80,8 +89,7 @@ class LlamaBlock(Block):
             "b_V": (attention.v_proj.bias, kv_heads),
         }
         found |= {name: bias.view(n, -1) for name, (bias, n) in biases.items() if bias is not None}
-        flat = {"b_O": attention.o_proj, "b_gate": mlp.gate_proj, "b_in": mlp.up_proj, "b_out": mlp.down_proj}
-        return found | {name: linear.bias for name, linear in flat.items() if linear.bias is not None}
+        return found if attention.o_proj.bias is None else found | {"b_O": attention.o_proj.bias}
 
     @property
     def attention_module(self) -> nn.Module:
