@@ -113,8 +113,8 @@ def test_sums_are_caught_without_a_reference(monkeypatch: pytest.MonkeyPatch) ->
 def test_what_is_measured(model: Any) -> None:
     found = measure_identities(model, lambda tokens: library_logits(model.module, tokens))
     names = {identity.name for identity in found}
-    assert len(names) == 7
-    assert len(found) == 1 + 6 * 3
+    assert len(names) == 9
+    assert len(found) == 1 + 8 * 3
     assert all(identity.holds and identity.deviation < 1e-5 for identity in found)
 
 
