@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from mech_interp.backends.huggingface.layouts.base import Block, Rotary
+from mech_interp.errors import InputError
+from mech_interp.sites import Site
 
 
 class Taps(Protocol):
@@ -51,6 +53,7 @@ class Frame:
         explicit: compute scores and pattern step by step instead of fused attention.
         query_columns: in the last layer of a sweep, the columns [row, n] whose output is still
             needed; None for all.
+        lengths: [row] real tokens of each row where queries see all of them; None for causal models.
     """
 
     rotary: Rotary | None
@@ -58,6 +61,7 @@ class Frame:
     kv: KeyValues
     explicit: bool = False
     query_columns: Tensor | None = None
+    lengths: Tensor | None = None
 
 
 def attention_z(block: Block, layer: int, x: Tensor, frame: Frame, taps: Taps) -> tuple[Tensor, Tensor]:
@@ -68,28 +72,33 @@ def attention_z(block: Block, layer: int, x: Tensor, frame: Frame, taps: Taps) -
     normed = taps("ln1", layer, block.norm1(x))
     q, k, v = block.qkv(normed)
     q, k, v = taps("q", layer, q), taps("k", layer, k), taps("v", layer, v)
+    side = normed if block.shared_norm else x
+    z = attend(block, layer, q, k, v, frame, taps)
+    return z, side if frame.query_columns is None else take_columns(side, frame.query_columns)
+
+
+def attend(block: Block, layer: int, q: Tensor, k: Tensor, v: Tensor, frame: Frame, taps: Taps) -> Tensor:
+    """From projected q, k and v to z [row, position, head, d_head] (before its tap)."""
     q, k = block.norm_qk(q, k)
     if frame.rotary is not None and block.rotary_kind is not None:
         q, k = block.rotate(q, k, frame.rotary)
         q, k = taps("rot_q", layer, q), taps("rot_k", layer, k)
     keys, values = frame.kv(layer, k, v)
     positions = frame.query_positions
-    side = normed if block.shared_norm else x
     if frame.query_columns is not None:
         q = take_columns(q, frame.query_columns)
         positions = take_columns(positions.expand(len(q), -1), frame.query_columns)
-        side = take_columns(side, frame.query_columns)
         taps.narrow()
-    allowed = attention_mask(positions, keys.shape[1], block.window)
+    allowed = attention_mask(positions, keys.shape[1], block.window, frame.lengths)
     bias = block.score_bias(positions, keys.shape[1])
     explicit = frame.explicit or taps.wants("attn_scores", layer) or taps.wants("pattern", layer)
     if explicit or block.score_cap is not None or block.wide_scores:
-        return _explicit_attention(block, layer, q, keys, values, allowed, bias, taps), side
+        return _explicit_attention(block, layer, q, keys, values, allowed, bias, taps)
     # Queries that were picked out, or that continue a cache, are not the keys' own positions in order.
     in_order = len(allowed) == 1 and frame.query_columns is None and q.shape[1] == keys.shape[1]
-    plain = in_order and block.window is None and bias is None
+    plain = in_order and block.window is None and bias is None and frame.lengths is None
     mask = None if plain else allowed if bias is None else bias.masked_fill(~allowed, -torch.inf)
-    return _fused_attention(block, q, keys, values, mask), side
+    return _fused_attention(block, q, keys, values, mask)
 
 
 def mlp_source(block: Block, x: Tensor) -> Tensor:
@@ -113,20 +122,25 @@ def mid_to_post(block: Block, layer: int, mid: Tensor, side: Tensor, taps: Taps)
 
     `side` is what the MLP of a parallel block reads (see `mlp_source`).
     """
+    if block.attention_only:
+        return mid
     normed = side if block.shared_norm else taps("ln2", layer, block.norm2(side if block.parallel else mid))
-    out = taps("mlp_out_own", layer, _mlp(block, layer, normed, taps))
+    out = taps("mlp_out_own", layer, mlp_of(block, layer, normed, taps))
     if block.post_mlp is not None:
         out = block.post_mlp(out)
     return mid + taps("mlp_out", layer, out)
 
 
-def _mlp(block: Block, layer: int, normed: Tensor, taps: Taps) -> Tensor:
+def mlp_of(block: Block, layer: int, normed: Tensor, taps: Taps) -> Tensor:
+    """The MLP's (or mixture's) own output from its normed input."""
     mixture = block.mixture
     if mixture is not None:
         logits = taps("router_logits", layer, mixture.router_logits(normed))
         chosen, weights = mixture.choose(logits)
-        chosen = taps("expert_indices", layer, chosen)
-        return mixture.mix(normed, chosen, taps("expert_weights", layer, weights))
+        edited = taps("expert_indices", layer, chosen)
+        if edited is not chosen:
+            _check_experts(edited, mixture.n_experts, layer)
+        return mixture.mix(normed, edited, taps("expert_weights", layer, weights))
     pre, linear = block.mlp_in(normed)
     pre = taps("mlp_pre", layer, pre)
     if linear is not None:
@@ -135,9 +149,27 @@ def _mlp(block: Block, layer: int, normed: Tensor, taps: Taps) -> Tensor:
     return block.mlp_out(post)
 
 
-def attention_mask(query_positions: Tensor, n_keys: int, window: int | None) -> Tensor:
-    """[row or 1, 1, query, key] bool: keys at or before the query, inside the window if there is one."""
+def _check_experts(chosen: Tensor, n_experts: int, layer: int) -> None:
+    wrong = (chosen < 0) | (chosen >= n_experts)
+    if bool(wrong.any()):
+        raise InputError(
+            f"{Site('expert_indices', layer)} was set to expert {int(chosen[wrong][0])}, where there are "
+            f"{n_experts}.",
+            f"Use 0 to {n_experts - 1}.",
+        )
+
+
+def attention_mask(
+    query_positions: Tensor, n_keys: int, window: int | None, lengths: Tensor | None = None
+) -> Tensor:
+    """[row or 1, 1, query, key] bool: the keys that a query sees.
+
+    These are the keys at or before it, inside the window if there is one; or, given the rows' `lengths`,
+    all real keys of its row.
+    """
     keys = torch.arange(n_keys, device=query_positions.device)
+    if lengths is not None:
+        return (keys < lengths[:, None, None, None]).expand(-1, -1, query_positions.shape[1], -1)
     distance = query_positions[:, None, :, None] - keys
     allowed = distance >= 0
     return allowed if window is None else allowed & (distance < window)
