@@ -56,6 +56,7 @@ def context(text: str = "resid_pre.0") -> Any:
         heads=None,
         numbers=torch.tensor([0, 1]),
         totals=torch.tensor([2, 2]),
+        seen=torch.tensor([1, 2]),
         from_run=lambda source: THERE + (0 if source.prompt is None else source.prompt),
         mean_of=lambda run, positional: MEAN * (2 if positional else 1),
     )

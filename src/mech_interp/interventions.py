@@ -27,7 +27,8 @@ class EditContext(Protocol):
     """What an operation may know about the vectors it is given; every tensor has n entries.
 
     `numbers` counts the entries inside each one's own intervention, which has `totals` of them: several
-    interventions may be applied in one call, and a sweep leaves out entries that cannot matter.
+    interventions may be applied in one call, and a sweep leaves out entries that cannot matter. `seen`
+    counts the keys that each entry's query sees: those up to itself, or in a bidirectional model all.
     """
 
     site: Site
@@ -36,6 +37,7 @@ class EditContext(Protocol):
     heads: Tensor | None
     numbers: Tensor
     totals: Tensor
+    seen: Tensor
 
     def from_run(self, source: FromRun) -> Tensor:
         """The same entries in another run, [n, features]."""
@@ -197,13 +199,12 @@ class Noise(Operation):
 
         heads = context.heads.tolist() if context.heads is not None else [-1] * len(live)
         draws = []
-        for prompt, position, head in zip(
-            context.prompts.tolist(), context.positions.tolist(), heads, strict=True
-        ):
+        places = (context.prompts.tolist(), context.positions.tolist(), heads, context.seen.tolist())
+        for prompt, position, head, seen in zip(*places, strict=True):
             key = f"{self.seed}|{context.site.name}|{prompt}|{position}|{head}".encode()
             generator = torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(key).digest()[:7], "big"))
             # Over keys, only those that the query sees, so that the draw does not depend on the width.
-            size = position + 1 if context.site.spec.over_keys else live.shape[1]
+            size = seen if context.site.spec.over_keys else live.shape[1]
             draw = torch.randn(size, generator=generator, dtype=torch.float64)
             draws.append(fit_last(draw, live.shape[1]))
         return live + self.std * torch.stack(draws).to(live)

@@ -1,8 +1,8 @@
 """How the tensors given to an operation meet the vectors it acts on.
 
 At scores and patterns the features of a vector are keys. How many there are depends on how prompts are
-batched, so values are cut or zero-filled to the width at hand, and keys past a vector's own query, which
-do not exist for a causal model, hold nothing.
+batched, so values are cut or zero-filled to the width at hand, and keys that a vector's query does not see
+(those past it in a causal model, those past its prompt in another) hold nothing.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def fit_value(given: Tensor, live: Tensor, context: EditContext) -> Tensor:
             f"which does not fit its vectors of {live.shape[-1]} features.",
             _SHAPES,
         ) from None
-    return out.masked_fill(~seen_keys(live, context.positions), 0) if keyed else out
+    return out.masked_fill(~seen_keys(live, context.seen), 0) if keyed else out
 
 
 def own_entries(value: Tensor, context: EditContext) -> Tensor:
@@ -56,11 +56,11 @@ def own_entries(value: Tensor, context: EditContext) -> Tensor:
     return value[context.numbers.to(value.device)]
 
 
-def seen_keys(live: Tensor, positions: Tensor) -> Tensor:
-    """[n, key] bool: the keys at or before each entry's query."""
+def seen_keys(live: Tensor, seen: Tensor) -> Tensor:
+    """[n, key] bool: the first `seen` [n] keys of each entry."""
     import torch
 
-    return torch.arange(live.shape[-1], device=live.device) <= positions.to(live.device)[:, None]
+    return torch.arange(live.shape[-1], device=live.device) < seen.to(live.device)[:, None]
 
 
 def fit_last(x: Tensor, width: int) -> Tensor:

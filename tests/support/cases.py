@@ -137,8 +137,8 @@ def combinations(model: Any, n: int, seed: int) -> list[Row]:
 class Oracle:
     """Rows by the plain decoder: one prompt, one vector, one operation at a time."""
 
-    def __init__(self, model: Any, runs: Mapping[str, Tokens]) -> None:
-        self.model, self.runs = model, runs
+    def __init__(self, model: Any, runs: Mapping[str, Tokens], decoder: Any = reference.run) -> None:
+        self.model, self.runs, self.decoder = model, runs, decoder
         self.seen: dict[tuple[str, int], dict[Site, Tensor]] = {}
         for run, tokens in runs.items():
             for prompt in range(len(tokens)):
@@ -148,7 +148,7 @@ class Oracle:
                     sites[Site(kind, layer)] = x
                     return x
 
-                reference.run(model.module, tokens.row(prompt), keep)
+                decoder(model.module, tokens.row(prompt), keep)
 
     def logits(self, run: str, prompt: int, interventions: Sequence[Intervention]) -> Tensor:
         """[position, vocabulary] of one prompt under interventions."""
@@ -163,7 +163,11 @@ class Oracle:
                         self._edit_position(one, x, prompt, position % length)
             return x
 
-        return reference.run(self.model.module, self.runs[run].row(prompt), edit)
+        return self.decoder(self.model.module, self.runs[run].row(prompt), edit)
+
+    def _seen(self, position: int, length: int) -> int:
+        """How many keys a query sees."""
+        return position + 1 if self.model.info.causal else length
 
     def _edit_position(self, one: Intervention, x: Tensor, prompt: int, position: int) -> None:
         kind = one.site.kind
@@ -173,17 +177,20 @@ class Oracle:
         heads = range(self.model.info.heads(kind)) if one.heads is None else one.heads
         for head in heads:
             if KINDS[kind].over_keys:
-                visible = x[head, position, : position + 1]
-                x[head, position, : position + 1] = self._new(one, visible, prompt, position, head)
+                seen = self._seen(position, x.shape[-1])
+                visible = x[head, position, :seen]
+                x[head, position, :seen] = self._new(one, visible, prompt, position, head)
             else:
                 x[position, head] = self._new(one, x[position, head], prompt, position, head)
 
-    def _read(self, source: FromRun, own: Site, prompt: int, position: int, head: int | None) -> Tensor:
+    def _read(
+        self, source: FromRun, own: Site, prompt: int, position: int, head: int | None, seen: int
+    ) -> Tensor:
         site = source.site or own
         head = head if site.head is None else site.head
         value = self.seen[source.run, prompt if source.prompt is None else source.prompt][site.whole]
         if site.spec.over_keys:
-            return value[head, position, : position + 1]
+            return value[head, position, :seen]
         return value[position, head] if site.spec.heads else value[position]
 
     def _mean(self, operation: Mean, site: Site, position: int, head: int | None, n: int) -> Tensor:
@@ -193,7 +200,8 @@ class Oracle:
             for at in [position] if operation.positional else range(length):
                 if at >= length:
                     continue
-                vector = self._read(FromRun(operation.run), site, prompt, at, head)[:n]
+                seen = self._seen(at, length)
+                vector = self._read(FromRun(operation.run), site, prompt, at, head, seen)[:n]
                 total[: len(vector)] += vector
                 # A pattern is zero at keys that a query does not see; a score is not defined there.
                 count[: n if site.kind == "pattern" else len(vector)] += 1
@@ -204,7 +212,7 @@ class Oracle:
 
         def wanted(value: Tensor | FromRun) -> Tensor:
             if isinstance(value, FromRun):
-                return self._read(value, one.site, prompt, position, head)
+                return self._read(value, one.site, prompt, position, head, len(x))
             return widen(value, len(x))[: len(x)].to(x)
 
         match operation:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from mech_interp.errors import InputError, ModelError, nearest
 
 if TYPE_CHECKING:
-    from mech_interp.backends.huggingface.model import HuggingFaceModel
+    from mech_interp.backends.protocol import InstrumentedModel
 
 BUNDLED = ("tinyworld", "tinyworld-llama", "tinyworld-chat")
 # Seconds that reaching the hub may take before it counts as unreachable.
@@ -32,7 +32,8 @@ def load_model(
     revision: str | None = None,
     allow_pickle: bool = False,
     aliases: Mapping[str, str] | None = None,
-) -> HuggingFaceModel:
+    backend: str = "huggingface",
+) -> InstrumentedModel:
     """Load and open a model.
 
     Args:
@@ -41,20 +42,25 @@ def load_model(
         device: ``auto`` takes cuda, then mps, then cpu.
         dtype: ``auto`` is the checkpoint's own on a GPU and float32 on a CPU; or float32, float64,
             bfloat16, float16.
-        attention: ``sdpa`` (fused) or ``eager``.
+        attention: ``sdpa`` (fused) or ``eager``; a backend that has one way only takes that.
         revision: branch, tag or commit of a hub id.
         allow_pickle: also read ``.bin`` weights, which can run code when opened.
         aliases: short names for other names.
+        backend: what runs it: ``huggingface``, ``hooks``, ``transformerlens``, ``nnsight`` or ``mlx``.
 
     Raises:
+        InputError: there is no such backend.
+        MissingExtraError: the backend's package is not installed.
         ModelError: when it cannot be found, reached, read or trusted.
         IdentityError: when an identity fails.
     """
-    from mech_interp.backends.huggingface.checkpoint import open_folder
+    from mech_interp.backends.registry import built_in
 
+    chosen = built_in(backend)
+    chosen.require()
     wanted = (aliases or {}).get(name, name)
     folder = find_folder(wanted, revision)
-    return open_folder(
+    return chosen.open_folder(
         folder,
         name=folder.resolve().name if Path(wanted).expanduser().is_dir() else name,
         source="bundled" if bundled_folder(wanted) == folder else str(wanted),
@@ -78,7 +84,7 @@ def find_folder(name: str, revision: str | None = None) -> Path:
         return bundled
     path = Path(name).expanduser()
     if path.is_dir():
-        if not (path / "config.json").is_file():
+        if not any((path / file).is_file() for file in ("config.json", "cfg.json")):
             raise ModelError(
                 f"The folder {name} holds no config.json, so it is not a Hugging Face checkpoint.",
                 "Point at the folder with config.json and model.safetensors.",

@@ -37,7 +37,10 @@ class ModelInfo:
     are SHA-256 of the files (or of the tensors of an in-memory model). `missing_kinds` and
     `missing_sites` (kind and layer) say why the model lacks a site. `norm` is the kind of its norms
     (``layer``, ``rms`` or ``none``), `norm_eps` what they add to the variance; `notice` is what a user
-    should know about how the model was opened.
+    should know about how the model was opened. In a model that is not `causal` every position sees the
+    whole prompt. `n_outputs` counts logits (by default as many as tokens); `windows` gives the sliding
+    window of each layer in tokens (None: it sees everything), where the backend knows them. Kinds in
+    `capture_only` can be captured but not changed, for the reason given.
     """
 
     name: str
@@ -65,10 +68,25 @@ class ModelInfo:
     norm: str = "layer"
     norm_eps: float = 0.0
     notice: str = ""
+    causal: bool = True
+    n_outputs: int = 0
+    windows: tuple[int | None, ...] = ()
+    capture_only: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "n_outputs", self.n_outputs or self.vocabulary)
 
     def heads(self, kind: str) -> int:
         """Number of heads that sites of this kind index."""
         return self.n_kv_heads if kind in ("k", "v", "rot_k") else self.n_heads
+
+    def keys_seen(self, tokens: Tokens) -> Tensor | None:
+        """[prompt]: how many keys every query of a prompt sees; None where it sees those up to itself."""
+        if self.causal:
+            return None
+        import torch
+
+        return torch.tensor(tokens.lengths, device=tokens.ids.device)
 
 
 class Activations(Mapping[Site, "Tensor"]):

@@ -41,7 +41,8 @@ class BaseState:
         x = embed(model.layout, self.tokens.ids, positions, tap)
         self.like = x[:0]
         explicit = model.info.attention == "eager"
-        frame = frame_for(model.layout, x, positions, kv=self._record, explicit=explicit)
+        lengths = model.info.keys_seen(self.tokens)
+        frame = frame_for(model.layout, x, positions, kv=self._record, explicit=explicit, lengths=lengths)
         run_blocks(model.layout, x, range(self._n_layers), frame, tap)
         self._values = tap.captured
 
@@ -126,12 +127,12 @@ class SourceReader:
             self._lengths[run] = torch.tensor(tokens.lengths, device=device)
 
     def gather(
-        self, run: str, site: Site, prompts: Tensor, positions: Tensor, heads: Tensor | None
+        self, run: str, site: Site, prompts: Tensor, positions: Tensor, heads: Tensor | None, seen: Tensor
     ) -> Tensor:
         """[n, features] of a site in a run."""
         values = self._values[run, site.whole]
         local = self._local[run][prompts]
-        return gather_entries(values, self._lengths[run], site, local, positions, heads)
+        return gather_entries(values, self._lengths[run], site, local, positions, heads, seen)
 
     def mean(self, run: str, site: Site, positional: bool) -> Tensor:
         """The mean of a site over the real tokens of a run."""
@@ -139,7 +140,8 @@ class SourceReader:
 
     def _compute_means(self, run: str, site: Site) -> dict[bool, Tensor]:
         values, tokens = self._whole_run(run, site)
-        return {positional: site_means(site, values, tokens.mask, positional) for positional in (False, True)}
+        causal = self.model.info.causal
+        return {by: site_means(site, values, tokens.mask, by, causal) for by in (False, True)}
 
     def _whole_run(self, run: str, site: Site) -> tuple[Tensor, Tokens]:
         result = self.model.forward(self.runs[run], capture=[site], logits="none")

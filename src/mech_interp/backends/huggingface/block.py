@@ -225,12 +225,15 @@ def _explicit_attention(
 
 
 def _through_results(block: Block, layer: int, z: Tensor, out: Tensor, taps: Taps) -> Tensor:
-    """Show each head's own output; what an edit changes there is added to the sublayer's output."""
+    """Show each head's own output; where an edit changes one, the sublayer's output is their sum."""
     weights = block.weights()
     results = torch.einsum("rphd,hdm->rphm", z, weights["W_O"])
     edited = taps("result", layer, results)
+    if edited is results and not edited.requires_grad:
+        return out
+    summed = edited.sum(2) + weights["b_O"] if "b_O" in weights else edited.sum(2)
     if edited.requires_grad:
-        # Gradients must pass through the heads' outputs.
-        return edited.sum(2) + weights["b_O"] if "b_O" in weights else edited.sum(2)
-    # The sum over heads equals `out` up to b_O and rounding, so only the edit's difference is added.
-    return out if edited is results else out + (edited - results).sum(2)
+        return summed  # gradients must pass through the heads' outputs
+    # Positions that no edit changed keep `out` to the last bit. Adding the difference to it instead would
+    # leave rounding where heads cancel, which a post-norm blows up.
+    return torch.where((edited != results).flatten(2).any(-1, keepdim=True), summed, out)

@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from mech_interp.backends.huggingface.layouts import supported
+from mech_interp.backends.block_level import BlockLevelModel
+from mech_interp.backends.huggingface.layouts import layouts, supported
 from mech_interp.backends.huggingface.model import HuggingFaceModel
 from mech_interp.backends.huggingface.opening import open_module
 from mech_interp.errors import CapabilityError, InputError, ModelError, nearest
@@ -47,29 +48,36 @@ def load_folder(
     attention: str = "sdpa",
     allow_pickle: bool = False,
 ) -> Loaded:
-    """Load a folder in Hugging Face format, for any backend; see `load_model` for the arguments.
+    """Load a folder in Hugging Face or HookedTransformer form, for any backend; see `load_model`.
 
     Raises:
         ModelError: for missing, damaged, incomplete or pickled files, or an architecture that needs
             remote code.
-        CapabilityError: for an architecture without a layout.
+        CapabilityError: for an architecture that the library does not know, or that comes with code.
     """
     place = resolve_device(device)
-    config = _read_config(folder, name)
+    if attention not in ("sdpa", "eager"):
+        raise InputError(f"There is no attention implementation {attention!r}.", "Use sdpa or eager.")
+    stated = hooked_options(folder)
+    config_file, config = stated or (folder / "config.json", _read_config(folder, name))
     files = _weight_files(folder, name, allow_pickle)
-    module = _load_module(folder, name, config, _torch_dtype(dtype, place, config), attention, allow_pickle)
+    wanted = _torch_dtype(dtype, place, config)
+    if stated:
+        module = _load_hooked(config, files, name, attention).to(wanted)
+    else:
+        module = _load_module(folder, name, config, wanted, attention, allow_pickle)
     return Loaded(
         module=module.to(place),
-        tokenizer=_load_tokenizer(folder, name),
+        tokenizer=load_tokenizer(folder, name),
         name=name,
         source=source,
-        weights_hash=files_hash([folder / "config.json", *files]),
+        weights_hash=files_hash([config_file, *files]),
         tokenizer_hash=files_hash(sorted(folder.glob("tokenizer*.json"))),
     )
 
 
-def open_folder(folder: Path, **options: Any) -> HuggingFaceModel:
-    """Load a folder and open it in the default engine; see `load_folder`.
+def open_folder(folder: Path, **options: Any) -> HuggingFaceModel | BlockLevelModel:
+    """Load a folder and open it in the default engine, at block level if it has no layout.
 
     Raises:
         ModelError, CapabilityError: see `load_folder`.
@@ -126,13 +134,40 @@ def _read_config(folder: Path, name: str) -> dict[str, Any]:
         raise ModelError(
             f"The config.json of {name} names no model_type.", "Is it a Hugging Face checkpoint?"
         )
-    if kind not in supported():
+    if kind not in supported() and ("auto_map" in config or not _in_library(kind)):
         code = " It comes with code of its own, which is never run." if "auto_map" in config else ""
         raise CapabilityError(
             f"{name} has the architecture {kind!r}, which has no layout in this version.{code}",
-            f"Architectures that can be opened: {', '.join(supported())}.",
+            "Those with all their sites: "
+            f"{', '.join(supported())}. Other causal language models of the library open at block level.",
         )
     return config
+
+
+def _in_library(kind: str) -> bool:
+    """Whether the library itself has a causal language model of this `model_type`."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    return kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+
+def hooked_options(folder: Path) -> tuple[Path, dict[str, Any]] | None:
+    """The options file of a folder in HookedTransformer form and what it says; None for other folders."""
+    for file in (folder / "config.json", folder / "cfg.json"):
+        try:
+            options = json.loads(file.read_text())
+        except (OSError, UnicodeDecodeError, json.JSONDecodeError):
+            continue
+        own = isinstance(options, dict) and "model_type" not in options
+        if own and {"n_ctx", "d_vocab", "d_model"} <= set(options):
+            return file, options
+    return None
+
+
+def _load_hooked(options: dict[str, Any], files: list[Path], name: str, attention: str) -> Any:
+    from mech_interp.backends.huggingface.hooked_convert import from_hooked, read_state
+
+    return from_hooked(options, read_state(files, name), attention=attention)
 
 
 def _weight_files(folder: Path, name: str, allow_pickle: bool) -> list[Path]:
@@ -153,17 +188,17 @@ def _weight_files(folder: Path, name: str, allow_pickle: bool) -> list[Path]:
 def _load_module(
     folder: Path, name: str, config: dict[str, Any], dtype: torch.dtype, attention: str, allow_pickle: bool
 ) -> Any:
-    if attention not in ("sdpa", "eager"):
-        raise InputError(f"There is no attention implementation {attention!r}.", "Use sdpa or eager.")
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
+    if config["model_type"] in layouts():
+        layouts()[config["model_type"]].register()
     try:
         with _quiet():
             module, report = AutoModelForCausalLM.from_pretrained(
                 folder,
                 dtype=dtype,
-                attn_implementation=attention,
+                attn_implementation=_available(folder, attention),
                 local_files_only=True,
                 trust_remote_code=False,
                 use_safetensors=not allow_pickle or None,
@@ -186,6 +221,18 @@ def _load_module(
     return module
 
 
+def _available(folder: Path, attention: str) -> str:
+    """The attention asked for, or eager where the library has no other for the architecture.
+
+    Fused attention can, for example, not cap scores.
+    """
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
+
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    made = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    return attention if getattr(made, "_supports_sdpa", True) else "eager"
+
+
 def _torch_dtype(dtype: str, device: str, config: dict[str, Any]) -> torch.dtype:
     if dtype == "auto":
         stated = str(config.get("dtype") or config.get("torch_dtype") or "float32")
@@ -197,7 +244,12 @@ def _torch_dtype(dtype: str, device: str, config: dict[str, Any]) -> torch.dtype
     return DTYPES[dtype]
 
 
-def _load_tokenizer(folder: Path, name: str) -> Any:
+def load_tokenizer(folder: Path, name: str) -> Any:
+    """The tokenizer in a folder, or None where it holds none.
+
+    Raises:
+        ModelError: when it cannot be read.
+    """
     names = ("tokenizer.json", "tokenizer.model", "vocab.json")
     if not any((folder / file).is_file() for file in names):
         return None

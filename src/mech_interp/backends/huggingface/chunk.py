@@ -49,7 +49,9 @@ class ChunkRun:
                 numbers, total = ed.numbers_of(intervention, tokens, prompt, positions)
                 edits.add(intervention, [(row, prompt, positions)], n_heads, numbers, total)
         self.reads = torch.tensor([job.reads for job in chunk.jobs], device=device)
-        self.tap = ed.Tap(edits, first=chunk.first, reader=reader)
+        lengths = torch.tensor([job.length for job in chunk.jobs], device=device)
+        self.lengths = None if model.info.causal else lengths
+        self.tap = ed.Tap(edits, first=chunk.first, reader=reader, lengths=self.lengths)
         self.tap.narrow_to = self.reads
         self.bases = torch.tensor([state.index[job.base] for job in chunk.jobs], device=device)
         self.positions = torch.arange(chunk.first, chunk.width, device=device)[None]
@@ -88,6 +90,8 @@ class ChunkRun:
             x = tap("resid_pre", layer, x)
             if last:
                 frame = replace(frame, query_columns=self.reads[: self.active] - self.chunk.first)
+            if self.lengths is not None:
+                frame = replace(frame, lengths=self.lengths[: self.active])
             z, side = attention_z(block, layer, x, frame, tap)
             if frame.query_columns is not None:
                 x = take_columns(x, frame.query_columns)

@@ -82,7 +82,7 @@ def edge_scores(
     """
     chosen = list(range(len(engine.tokens))) if prompts is None else list(prompts)
     index = torch.tensor(chosen, device=engine.tokens.ids.device)
-    change = _changes(engine, index, direction)
+    change = changes(engine, index, direction)
     with _frozen_scales(engine, index):
         if variant == "ig-activations":
             found = _by_groups(engine, metric, chosen, change, steps, direction)
@@ -104,7 +104,8 @@ def edge_scores(
 
 def _vanishes(scores: Tensor) -> bool:
     """Whether nothing but rounding is left: a task metric moves by far more along some edge."""
-    return float(scores.abs().max()) < 1e-3 * torch.finfo(scores.dtype).eps ** 0.5
+    largest: float = scores.abs().max().item()
+    return largest < 1e-3 * float(torch.finfo(scores.dtype).eps) ** 0.5
 
 
 def _points(variant: Variant, steps: int, direction: str) -> list[float]:
@@ -120,22 +121,22 @@ def _between(low: Tensor, high: Tensor, weight: float) -> Tensor:
     return high if weight == 1.0 else low + weight * (high - low)
 
 
-def _changes(engine: EdgeEngine, index: Tensor, direction: str) -> Tensor:
-    """What each writer would change by, [prompt, writer, position, d_model]."""
+def changes(engine: EdgeEngine, index: Tensor, direction: str) -> Tensor:
+    """What each writer would change by, [prompt, position, writer, d_model]."""
     clean, base = engine.clean, engine.baseline
     sign = 1.0 if direction == "noising" else -1.0
     embed = clean.embed[index]
     n_prompts, width, d_model = embed.shape
-    out = embed.new_empty(n_prompts, len(engine.graph.writers), width, d_model)
-    out[:, 0] = sign * (base.embed[index] - embed)
+    out = embed.new_empty(n_prompts, width, len(engine.graph.writers), d_model)
+    out[:, :, 0] = sign * (base.embed[index] - embed)
     at = 1
     for layer, block in enumerate(engine.model.layout.blocks):
         heads = sign * (base.heads[layer][index] - clean.heads[layer][index])
         after = at + heads.shape[2]
-        torch.matmul(heads.transpose(1, 2), head_weights(block), out=out[:, at:after])
+        out[:, :, at:after] = torch.einsum("pthe,hed->pthd", heads, head_weights(block))
         at = after
         if engine.graph.mlps:
-            out[:, at] = sign * (base.mlps[layer][index] - clean.mlps[layer][index])
+            out[:, :, at] = sign * (base.mlps[layer][index] - clean.mlps[layer][index])
             at += 1
     return out
 
@@ -200,76 +201,74 @@ def _scores(engine: EdgeEngine, gradients: _Gradients, change: Tensor) -> Tensor
     """Contract the gradients with the writers' changes: [prompt, writer, reader]."""
     graph, info = engine.graph, engine.model.info
     wide = torch.promote_types(change.dtype, torch.float32)
-    out = torch.zeros(len(change), len(graph.writers), len(graph.readers), dtype=wide, device=change.device)
+    out = change.new_zeros(len(change), len(graph.writers), len(graph.readers), dtype=wide)
     n_attention = info.n_heads + 2 * info.n_kv_heads
     behind, streams = gradients.behind, gradients.streams
+    means = change.mean(-1) if engine.model.layout.norm == "layer" else None
     for layer, block in enumerate(engine.model.layout.blocks):
         column = layer * (n_attention + graph.mlps)
         if ("q", layer) in behind:
-            parts = [_through_weights(behind[kind, layer], block, kind) for kind in ("q", "k", "v")]
-            norm, stream = _norm_of(engine, block, "ln1"), streams["resid_pre", layer]
+            y = torch.cat([_through(behind[kind, layer], block, kind) for kind in ("q", "k", "v")], 2)
+            norm = _Norm.at(engine, block, "ln1", streams["resid_pre", layer])
             writers = graph.before(graph.readers[column])
-            found = _contract(change[:, :writers], torch.cat(parts, 1), stream, norm)
+            found = _contract(change, means, writers, y, norm)
             out[:, :writers, column : column + n_attention] = found
         if ("ln2", layer) in behind:
             column += n_attention
-            norm, stream = _norm_of(engine, block, "ln2"), streams[_before_mlp(engine), layer]
+            norm = _Norm.at(engine, block, "ln2", streams[_before_mlp(engine), layer])
             writers = graph.before(graph.readers[column])
-            found = _contract(change[:, :writers], behind["ln2", layer][:, None], stream, norm)
-            out[:, :writers, column] = found[:, :, 0]
+            y = behind["ln2", layer][:, :, None].clone()
+            out[:, :writers, column] = _contract(change, means, writers, y, norm)[:, :, 0]
     final = behind["resid_post", info.n_layers - 1]
-    out[:, :, -1] = torch.einsum("pntd,ptd->pn", change.to(wide), final.to(wide))
+    out[:, :, -1] = torch.einsum("ptnd,ptd->pn", change.to(wide), final.to(wide))
     return out
 
 
-def _through_weights(gradient: Tensor, block: Block, kind: str) -> Tensor:
-    """[prompt, position, head, d_head] at a projection's output to [prompt, head, position, d_model]."""
-    weights = block.weights()[f"W_{kind.upper()}"].detach()
-    return gradient.transpose(1, 2) @ weights.transpose(1, 2)
+def _through(gradient: Tensor, block: Block, kind: str) -> Tensor:
+    """[prompt, position, head, d_head] behind a projection to [prompt, position, head, d_model] before."""
+    return torch.einsum("pthe,hde->pthd", gradient, block.weights()[f"W_{kind.upper()}"].detach())
 
 
 @dataclass(frozen=True)
 class _Norm:
-    """A norm as its derivative needs it."""
+    """A norm at a stream, as its derivative needs it: x [prompt, position, d_model] is the normed stream
+    before the gain, `sigma` [prompt, position, 1] what it was divided by."""
 
     kind: str
     gain: Tensor | None
-    eps: float
+    x: Tensor
+    sigma: Tensor
+
+    @classmethod
+    def at(cls, engine: EdgeEngine, block: Block, name: str, stream: Tensor) -> _Norm:
+        layout = engine.model.layout
+        if layout.norm == "none":
+            return cls("none", None, stream, stream.new_ones(()))
+        centred = stream - stream.mean(-1, keepdim=True) if layout.norm == "layer" else stream
+        sigma = (centred.pow(2).mean(-1, keepdim=True) + layout.norm_eps).sqrt()
+        gain = block.weights().get(f"{name}.w")
+        return cls(layout.norm, None if gain is None else gain.detach(), centred / sigma, sigma)
 
 
-def _norm_of(engine: EdgeEngine, block: Block, name: str) -> _Norm:
-    gain = block.weights().get(f"{name}.w")
-    kind = engine.model.layout.norm
-    return _Norm(kind, None if gain is None else gain.detach(), engine.model.layout.norm_eps)
+def _contract(change: Tensor, means: Tensor | None, writers: int, y: Tensor, norm: _Norm) -> Tensor:
+    """<change_u, J' (gain * y_v)> of the first `writers` writers, summed over positions: [prompt, u, v].
 
-
-def _contract(change: Tensor, y: Tensor, stream: Tensor, norm: _Norm) -> Tensor:
-    """<change_u, J^T (gain * y_v)> summed over positions, [prompt, writer, reader].
-
-    `change` [prompt, writer, position, d], `y` [prompt, reader, position, d] the gradient at the norm's
-    output, J the derivative of the norm (without its gain) at `stream` [prompt, position, d]:
-    J = (1 - 11'/d - x x'/d) / sigma for LayerNorm with x the normalised stream; no 11' for RMSNorm.
+    `change` [prompt, position, writer, d], `means` its averages over d, `y` [prompt, position, reader, d]
+    the gradient at the norm's output (overwritten), J the derivative of the norm without its gain:
+    (1 - 11'/d - x x'/d) / sigma for LayerNorm; without 11' for RMSNorm.
     """
+    change = change[:, :, :writers]
     if norm.gain is not None:
-        y = y * norm.gain
-    if norm.kind == "none":
-        return _dot(change, y)
-    d_model = stream.shape[-1]
-    centred = stream - stream.mean(-1, keepdim=True) if norm.kind == "layer" else stream
-    sigma = (centred.pow(2).mean(-1, keepdim=True) + norm.eps).sqrt()
-    y = y / sigma[:, None]
-    x = centred / sigma
-    total = _dot(change, y)
-    along = torch.einsum("pntd,ptd->pnt", change, x) / d_model
-    total -= along @ torch.einsum("pvtd,ptd->pvt", y, x).mT
-    if norm.kind == "layer":
-        total -= change.mean(-1) @ y.sum(-1).mT
-    return total
-
-
-def _dot(left: Tensor, right: Tensor) -> Tensor:
-    """Inner products over positions and features, [prompt, n, m]."""
-    return left.flatten(2) @ right.flatten(2).mT
+        y *= norm.gain
+    if norm.kind != "none":
+        y /= norm.sigma[:, :, None]
+    total = change @ y.mT
+    if norm.kind != "none":
+        along = (change @ norm.x[..., None]) / change.shape[-1]
+        total -= along * (y @ norm.x[..., None]).mT
+    if means is not None:
+        total -= means[:, :, :writers, None] * y.sum(-1)[:, :, None]
+    return total.sum(1, dtype=torch.promote_types(total.dtype, torch.float32))
 
 
 def _by_groups(
@@ -284,7 +283,7 @@ def _by_groups(
     index = torch.tensor(prompts, device=change.device)
     totals = []
     for members, after, start in _groups(engine, index, direction):
-        moved = change[:, members].sum(1)
+        moved = change[:, :, members].sum(2)
         parts = []
         for k in range(1, steps + 1):
             stream = after + (1 - k / steps) * moved

@@ -24,7 +24,7 @@ from mech_interp.backends.huggingface.stack import frame_for, logits_of
 from mech_interp.backends.huggingface.writers import Writers, head_weights, run_writers
 from mech_interp.backends.metrics import Metric
 from mech_interp.backends.tokens import Tokens
-from mech_interp.errors import InputError
+from mech_interp.errors import CapabilityError, InputError
 from mech_interp.graph import CircuitGraph
 
 if TYPE_CHECKING:
@@ -35,8 +35,17 @@ DEFAULT_BUDGET = 1 << 30
 
 
 def graph_of(model: HuggingFaceModel) -> CircuitGraph:
-    """The circuit graph of an opened model, with key/value heads as they are."""
+    """The circuit graph of an opened model, with key/value heads as they are.
+
+    Raises:
+        CapabilityError: for a bidirectional model, whose mask the edge engine does not know.
+    """
     info, block = model.info, model.layout.blocks[0]
+    if not info.causal:
+        raise CapabilityError(
+            f"{info.name} is bidirectional; edges are computed for causal models alone.",
+            "Patch its sites instead, with rows.",
+        )
     mlps = "mlp_out" in info.site_kinds
     return CircuitGraph(info.n_layers, info.n_heads, info.n_kv_heads, block.parallel, mlps)
 
@@ -163,7 +172,7 @@ class Rows:
         heads, kv_heads = info.n_heads, info.n_kv_heads
         first = layer * (heads + 2 * kv_heads + engine.graph.mlps)
         normed = block.norm1(self._mixed(first, heads + 2 * kv_heads, stream))
-        inputs = normed.split([heads, kv_heads, kv_heads], dim=2)
+        inputs = torch.split(normed, [heads, kv_heads, kv_heads], dim=2)
         weights = block.weights()
         q, k, v = (_project(x, weights, name) for x, name in zip(inputs, "QKV", strict=True))
         z = attend(block, layer, q, k, v, frame, self.tap)

@@ -11,12 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mech_interp.backends.huggingface.entries import Entries, Reader
+from mech_interp.backends.huggingface.entries import Entries, Reader, applied, check_operation
 from mech_interp.backends.protocol import ModelInfo
 from mech_interp.backends.tokens import Tokens
-from mech_interp.errors import InputError, NotFiredError, nearest
+from mech_interp.errors import CapabilityError, InputError, NotFiredError, nearest
 from mech_interp.interventions import FromRun, Intervention, Operation
-from mech_interp.operands import fit_last, seen_keys
 from mech_interp.sites import KINDS, Site
 
 Place = tuple[str, int | None]
@@ -129,8 +128,9 @@ class Edits:
 class Tap:
     """Applies edits and records captures while a batch runs.
 
-    `first` is the position of column 0. `read_positions` [row, n], set while only some positions are
-    still computed, are the positions of the columns; `narrow` sets them to `narrow_to`.
+    `first` is the position of column 0. `lengths` [row] are given where a query sees its whole prompt.
+    `read_positions` [row, n], set while only some positions are still computed, are the positions of the
+    columns; `narrow` sets them to `narrow_to`.
     """
 
     def __init__(
@@ -140,8 +140,10 @@ class Tap:
         *,
         first: int = 0,
         reader: Reader | None = None,
+        lengths: Tensor | None = None,
     ) -> None:
         self.edits = edits
+        self.lengths = lengths
         self.captures = set(captures)
         self.captured: dict[Place, Tensor] = {}
         self.fired: set[Place] = set()
@@ -185,6 +187,7 @@ class Tap:
             heads if headed else None,
             table.numbers[keep],
             table.totals[keep],
+            table.positions[keep] + 1 if self.lengths is None else self.lengths[rows],
             table.sources[keep],
             self._reader,
         )
@@ -192,7 +195,7 @@ class Tap:
         if headed:
             index = (rows, heads, columns) if edit.site.spec.axes[0] == "head" else (rows, columns, heads)
         live = value[index]
-        return value.index_put(index, _applied(edit.operations[0], live, context))
+        return value.index_put(index, applied(edit.operations[0], live, context))
 
     def check_all_fired(self) -> None:
         """Raise `NotFiredError` when an edit or a capture was asked for and never happened."""
@@ -203,22 +206,6 @@ class Tap:
                 f"Nothing was computed at {Site(*missed[0])}, so it could not be captured or changed.",
                 "Look at stop_after and logits: the site lies beyond where this forward stopped.",
             )
-
-
-def _applied(operation: Operation, live: Tensor, context: Entries) -> Tensor:
-    """The new vectors, in the shape and type of the old; keys past the query stay as they were."""
-    if not context.site.spec.over_keys:
-        new = operation.apply(live, context)
-        if new.shape != live.shape:
-            raise InputError(
-                f"{type(operation).__name__} at {context.site} gave vectors of shape {tuple(new.shape)}, "
-                f"where {tuple(live.shape)} went in.",
-                "Values must have as many features as the site that they are written to.",
-            )
-        return new.to(live.dtype)
-    seen = seen_keys(live, context.positions)
-    new = operation.apply(live.masked_fill(~seen, 0), context)
-    return torch.where(seen, fit_last(new, live.shape[-1]).to(live.dtype), live)
 
 
 def check_site(info: ModelInfo, site: Site) -> None:
@@ -244,6 +231,23 @@ def check_site(info: ModelInfo, site: Site) -> None:
     check_heads(info, site, () if site.head is None else (site.head,))
 
 
+def check_intervention(info: ModelInfo, intervention: Intervention) -> None:
+    """Refuse a site or head that the model lacks or only shows, and arithmetic on what are no quantities.
+
+    Raises:
+        InputError: for the site, the head or the operation.
+        CapabilityError: for a site that the backend can capture but not change.
+    """
+    check_site(info, intervention.site)
+    if intervention.site.kind in info.capture_only:
+        raise CapabilityError(
+            f"{intervention.site} of {info.name} can be captured but not changed.",
+            f"The reason: {info.capture_only[intervention.site.kind]}.",
+        )
+    check_heads(info, intervention.site, intervention.heads or ())
+    check_operation(intervention.site, intervention.operation)
+
+
 def check_heads(info: ModelInfo, site: Site, heads: Sequence[int]) -> None:
     """Refuse heads out of range."""
     n_heads = info.heads(site.kind)
@@ -262,8 +266,7 @@ def compile_edits(
     """The edits of a plain forward: every intervention on every prompt it names."""
     edits = Edits()
     for intervention in interventions:
-        check_site(info, intervention.site)
-        check_heads(info, intervention.site, intervention.heads or ())
+        check_intervention(info, intervention)
         chosen = [
             (prompt, prompt_ids[prompt], positions_of(intervention, tokens, prompt))
             for prompt in prompts_of(intervention, len(tokens))

@@ -12,7 +12,7 @@ from mech_interp.backends.huggingface import edits as ed
 from mech_interp.backends.huggingface.stack import embed, finish, frame_for, run_blocks
 from mech_interp.backends.protocol import Generation, InstrumentedModel, ModelInfo
 from mech_interp.backends.tokens import Tokens
-from mech_interp.errors import InputError
+from mech_interp.errors import CapabilityError, InputError
 from mech_interp.interventions import Intervention
 
 if TYPE_CHECKING:
@@ -165,8 +165,7 @@ def _check_intervention(
 ) -> None:
     """Refuse an intervention that could never fire, or that needs what generation has not."""
     site, phase = intervention.site, intervention.phase
-    ed.check_site(model.info, site)
-    ed.check_heads(model.info, site, intervention.heads or ())
+    ed.check_intervention(model.info, intervention)
     if intervention.operation.sources() or intervention.operation.means():
         raise InputError(
             f"The intervention at {site} reads another run, but generation has none.",
@@ -216,6 +215,21 @@ def default_stops(module: Any) -> list[int]:
     return list(stops) if isinstance(stops, list | tuple) else [int(stops)]
 
 
+def _check_continues(model: InstrumentedModel) -> None:
+    info = model.info
+    if not info.causal:
+        raise CapabilityError(
+            f"{info.name} cannot continue a text: each of its positions sees the whole prompt.",
+            "Read its logits with forward instead.",
+        )
+    if info.n_outputs != info.vocabulary:
+        raise CapabilityError(
+            f"{info.name} cannot continue a text: its {info.n_outputs} logits are not over its "
+            f"{info.vocabulary} tokens.",
+            "Read its logits with forward instead.",
+        )
+
+
 def _check_options(
     model: InstrumentedModel,
     tokens: Tokens,
@@ -224,6 +238,7 @@ def _check_options(
     top_k: int | None,
     top_p: float | None,
 ) -> None:
+    _check_continues(model)
     room = model.info.context - max(tokens.lengths)
     if not 1 <= max_new_tokens <= room:
         raise InputError(

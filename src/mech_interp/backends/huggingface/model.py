@@ -102,6 +102,7 @@ class HuggingFaceModel:
                 edits,
                 {(s.kind, s.layer) for s in sites},
                 reader=sources if runs else None,
+                lengths=self._info.keys_seen(tokens),
             )
             out = self._forward(tokens, tap, logits, stop_after, grad)
         tap.check_all_fired()
@@ -113,7 +114,8 @@ class HuggingFaceModel:
         positions = torch.arange(tokens.ids.shape[1], device=tokens.ids.device)[None]
         x = embed(self.layout, tokens.ids, positions, tap, grad=grad)
         last = self._info.n_layers - 1 if stop_after is None else stop_after
-        frame = frame_for(self.layout, x, positions, explicit=self._info.attention == "eager")
+        explicit, lengths = self._info.attention == "eager", self._info.keys_seen(tokens)
+        frame = frame_for(self.layout, x, positions, explicit=explicit, lengths=lengths)
         x = run_blocks(self.layout, x, range(last + 1), frame, tap)
         if stop_after is not None:
             return None
@@ -234,6 +236,7 @@ class RunReader:
     ) -> None:
         wanted = ed.needed_sources(interventions)
         means = ed.needed_means(interventions)
+        self._causal = model.info.causal
         self._values: dict[tuple[str, Site], Tensor] = {}
         self._masks: dict[str, Tensor] = {}
         for run in {*wanted, *means}:
@@ -248,15 +251,15 @@ class RunReader:
             self._values |= {(run, site): result.activations[site] for site in places}
 
     def gather(
-        self, run: str, site: Site, prompts: Tensor, positions: Tensor, heads: Tensor | None
+        self, run: str, site: Site, prompts: Tensor, positions: Tensor, heads: Tensor | None, seen: Tensor
     ) -> Tensor:
         """[n, features] of a site in a run."""
-        lengths = self._masks[run].sum(1)
-        return gather_entries(self._values[run, site.whole], lengths, site, prompts, positions, heads)
+        values, lengths = self._values[run, site.whole], self._masks[run].sum(1)
+        return gather_entries(values, lengths, site, prompts, positions, heads, seen)
 
     def mean(self, run: str, site: Site, positional: bool) -> Tensor:
         """Mean of a site over the real tokens of a run."""
-        return site_means(site, self._values[run, site.whole], self._masks[run], positional)
+        return site_means(site, self._values[run, site.whole], self._masks[run], positional, self._causal)
 
 
 def pick(x: Tensor, tokens: Tokens, logits: LogitsChoice) -> Tensor:

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mech_interp.backends.block_level import BlockLevelModel, open_block_level
 from mech_interp.backends.checks import verify
-from mech_interp.backends.huggingface.layouts import layout_for
+from mech_interp.backends.huggingface.layouts import layout_for, layouts
 from mech_interp.backends.huggingface.layouts.base import Layout
 from mech_interp.backends.huggingface.model import HuggingFaceModel
 from mech_interp.backends.protocol import Capability, ModelInfo
@@ -27,21 +28,50 @@ def open_module(
     weights_hash: str = "",
     tokenizer_hash: str = "",
     check: bool = True,
-) -> HuggingFaceModel:
-    """Open a causal language model that is already in memory.
+) -> HuggingFaceModel | BlockLevelModel:
+    """Open a causal language model that is already in memory; at block level if it has no layout.
 
     The module is put in evaluation mode and its weights are frozen; nothing else about it changes.
 
     Raises:
-        CapabilityError: when the architecture has no layout.
+        CapabilityError: when the architecture has no layout and no stack of blocks is found in it.
         ModelError: for weights that are not finite.
         IdentityError: when an identity of `backends.checks` fails.
     """
+    has_layout = getattr(module.config, "model_type", "") in layouts()
+    if not has_layout:
+        _prepare(module, name or source)
+        weights_hash = weights_hash or tensors_hash(module)
+        tokenizer_hash = tokenizer_hash or (_tokenizer_hash(tokenizer) if tokenizer is not None else "")
+    return (open_engine if has_layout else open_block_level)(
+        module,
+        tokenizer,
+        name=name,
+        source=source,
+        weights_hash=weights_hash,
+        tokenizer_hash=tokenizer_hash,
+        check=check,
+    )
+
+
+def open_engine(
+    module: Any,
+    tokenizer: Any = None,
+    *,
+    name: str = "",
+    source: str = "memory",
+    weights_hash: str = "",
+    tokenizer_hash: str = "",
+    check: bool = True,
+) -> HuggingFaceModel:
+    """Open a causal language model whose architecture has a layout; see `open_module`.
+
+    Raises:
+        CapabilityError: when the architecture has no layout.
+        ModelError, IdentityError: see `open_module`.
+    """
     layout = layout_for(module)
-    module.eval()
-    for parameter in module.parameters():
-        parameter.requires_grad_(False)
-    _refuse_non_finite(module, name or source)
+    _prepare(module, name or source)
     info = _describe(layout, tokenizer, name, source, weights_hash, tokenizer_hash)
     model = HuggingFaceModel(layout, tokenizer, info)
     if check:
@@ -82,7 +112,7 @@ def _describe(
         n_parameters=sum(p.numel() for p in module.parameters()),
         weights_hash=weights_hash or tensors_hash(module),
         tokenizer_hash=tokenizer_hash or (_tokenizer_hash(tokenizer) if tokenizer is not None else ""),
-        capabilities=frozenset(Capability),
+        capabilities=frozenset(Capability) - (set() if _continues(layout) else {Capability.GENERATE}),
         site_kinds=frozenset(KINDS) - frozenset(layout.missing),
         missing_kinds=layout.missing,
         missing_sites={
@@ -94,7 +124,16 @@ def _describe(
         source=source,
         norm=layout.norm,
         norm_eps=layout.norm_eps,
+        causal=layout.causal,
+        n_outputs=sizes.n_outputs or sizes.vocabulary,
+        notice=layout.notice,
+        windows=tuple(block.window for block in layout.blocks),
     )
+
+
+def _continues(layout: Layout) -> bool:
+    """Whether the model can continue a text: its logits are over its tokens, and look ahead at none."""
+    return layout.causal and layout.sizes.n_outputs in (0, layout.sizes.vocabulary)
 
 
 def tensors_hash(module: Any) -> str:
@@ -110,6 +149,14 @@ def _tokenizer_hash(tokenizer: Any) -> str:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     text = backend.to_str() if backend is not None else repr(sorted(tokenizer.get_vocab().items()))
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _prepare(module: Any, name: str) -> None:
+    """Evaluation mode, frozen weights, all of them finite."""
+    module.eval()
+    for parameter in module.parameters():
+        parameter.requires_grad_(False)
+    _refuse_non_finite(module, name)
 
 
 def _refuse_non_finite(module: Any, name: str) -> None:

@@ -120,8 +120,7 @@ class Sweep:
         info, tokens = self.model.info, self.runs[row.run]
         edits = []
         for intervention in row.interventions:
-            ed.check_site(info, intervention.site)
-            ed.check_heads(info, intervention.site, intervention.heads or ())
+            ed.check_intervention(info, intervention)
             edits.append((intervention, ed.positions_of(intervention, tokens, row.prompt)))
         reads = [tokens.position(row.prompt, p) for p in self.metric.positions]
 
@@ -135,7 +134,8 @@ class Sweep:
             return position < len(there) and there[position] == self._ids[row.run][row.prompt][position]
 
         base = (row.run, row.prompt)
-        return job_of(index, base, tokens.lengths[row.prompt], edits, reads, info.n_layers, shared, same)
+        length = tokens.lengths[row.prompt]
+        return job_of(index, base, length, edits, reads, info.n_layers, shared, same, causal=info.causal)
 
     def _shared_prefix(self, run: str, prompt: int, other_run: str, other: int) -> int:
         key = (run, prompt, other_run, other)
@@ -143,13 +143,15 @@ class Sweep:
             a, b = self._ids[run][prompt], self._ids[other_run][other]
             differing = (i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y)
             self._prefixes[key] = next(differing, min(len(a), len(b)))
+            if not self.model.info.causal and a != b:
+                self._prefixes[key] = 0  # every position sees where the prompts differ
         return self._prefixes[key]
 
     def _costs(self) -> Costs:
         info = self.model.info
         size = torch.empty((), dtype=getattr(torch, info.dtype)).element_size()
         heads = info.n_heads * info.d_head
-        logits = 2 if self.metric.token_ids([0]) is not None else 2 * info.vocabulary
+        logits = 2 if self.metric.token_ids([0]) is not None else 2 * info.n_outputs
         return Costs(
             token=size * (6 * info.d_model + 3 * info.d_mlp + 4 * heads),
             key=size * 4 * heads,

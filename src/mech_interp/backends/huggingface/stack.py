@@ -39,10 +39,16 @@ def own_keys_values(layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def frame_for(
-    layout: Layout, x: Tensor, positions: Tensor, *, kv: KeyValues = own_keys_values, explicit: bool = False
+    layout: Layout,
+    x: Tensor,
+    positions: Tensor,
+    *,
+    kv: KeyValues = own_keys_values,
+    explicit: bool = False,
+    lengths: Tensor | None = None,
 ) -> Frame:
-    """The frame of a pass over `positions` [row or 1, position]."""
-    return Frame(layout.rotary(x, positions), positions, kv, explicit)
+    """The frame of a pass over `positions` [row or 1, position]; `lengths` as in `Frame`."""
+    return Frame(layout.rotary(x, positions), positions, kv, explicit, lengths=lengths)
 
 
 def run_blocks(layout: Layout, x: Tensor, layers: Iterable[int], frame: Frame, taps: Taps) -> Tensor:

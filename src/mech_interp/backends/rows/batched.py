@@ -72,13 +72,13 @@ def _evaluate(
     edits = ed.Edits()
     for number, row in enumerate(rows):
         for intervention in row.interventions:
-            ed.check_site(model.info, intervention.site)
-            ed.check_heads(model.info, intervention.site, intervention.heads or ())
+            ed.check_intervention(model.info, intervention)
             positions = ed.positions_of(intervention, runs[row.run], row.prompt)
             heads = model.info.heads(intervention.site.kind)
             edits.add(intervention, [(number, row.prompt, positions)], heads)
     tokens = Tokens.from_lists([runs[row.run].row(row.prompt) for row in rows]).to(model.info.device)
-    logits = model.evaluate(tokens, ed.Tap(edits, reader=reader), list(metric.positions))
+    tap = ed.Tap(edits, reader=reader, lengths=model.info.keys_seen(tokens))
+    logits = model.evaluate(tokens, tap, list(metric.positions))
     prompts = [row.prompt for row in rows]
     wanted = metric.token_ids(prompts)
     if wanted is not None:

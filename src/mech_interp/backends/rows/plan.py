@@ -68,6 +68,7 @@ class Job:
         first: the first position computed.
         reads: the positions whose logits the metric reads.
         edits: (intervention, positions) that remain.
+        whole: every position sees the whole prompt, so that all of them are computed.
     """
 
     index: int
@@ -77,6 +78,12 @@ class Job:
     first: int
     reads: tuple[int, ...]
     edits: tuple[tuple[Intervention, tuple[int, ...]], ...]
+    whole: bool = False
+
+    @property
+    def end(self) -> int:
+        """One past the last position that matters: to a causal model, the last one read."""
+        return self.length if self.whole else max(self.reads) + 1
 
 
 @dataclass(frozen=True)
@@ -128,6 +135,8 @@ def job_of(
     n_layers: int,
     shared_prefix: Callable[[FromRun], int],
     same_token: Callable[[FromRun, int], bool] = lambda source, position: False,
+    *,
+    causal: bool = True,
 ) -> Job | None:
     """Schedule one row, or None when its edits cannot change what the metric reads.
 
@@ -135,19 +144,21 @@ def job_of(
     tokens that the row's prompt has in common with the prompt a value is read from: a causal model
     computes the same values on both, so replacing one by the other changes nothing there. `same_token`
     says whether both have the same token at a position, which settles it before any attention has mixed
-    positions.
+    positions. Where the model is not `causal`, only equal prompts share a prefix.
     """
     first = min((p for edit in edits for p in _effective(*edit, shared_prefix, same_token)), default=None)
     if first is None:
         return None
+    if not causal:
+        first = 0
     kept = [(i, tuple(p for p in positions if p >= first)) for i, positions in edits]
-    kept = [(i, _reaching(i.site, positions, reads, n_layers)) for i, positions in kept]
+    kept = [(i, _reaching(i.site, positions, reads, n_layers, causal)) for i, positions in kept]
     kept = [(i, positions) for i, positions in kept if positions]
     if not kept:
         return None
-    first = min(p for _, positions in kept for p in positions)
+    first = min(p for _, positions in kept for p in positions) if causal else 0
     start = min(start_of(i.site, n_layers) for i, _ in kept)
-    return Job(index, base, length, start, min(first, *reads), tuple(reads), tuple(kept))
+    return Job(index, base, length, start, min(first, *reads), tuple(reads), tuple(kept), not causal)
 
 
 def _effective(
@@ -179,19 +190,20 @@ def _restores(intervention: Intervention) -> FromRun | None:
     return None
 
 
-def _reaching(site: Site, positions: Sequence[int], reads: Sequence[int], n_layers: int) -> tuple[int, ...]:
+def _reaching(
+    site: Site, positions: Sequence[int], reads: Sequence[int], n_layers: int, causal: bool
+) -> tuple[int, ...]:
     """Positions from which an edit can still reach a read position."""
     last = max(reads)
     start = start_of(site, n_layers)
     beyond_mixing = start >= Start(n_layers - 1, Stage.Z)  # no attention follows
-    return tuple(p for p in positions if (p in reads if beyond_mixing else p <= last))
+    return tuple(p for p in positions if (p in reads if beyond_mixing else p <= last or not causal))
 
 
 def make_chunk(jobs: Sequence[Job]) -> Chunk:
     """A chunk of jobs in order of their start, wide enough for all of them."""
     ordered = tuple(sorted(jobs, key=lambda job: (job.start, job.index)))
-    # Nothing behind the last position read can matter to a causal model.
-    width = max(max(job.reads) + 1 for job in ordered)
+    width = max(job.end for job in ordered)
     return Chunk(ordered, min(job.first for job in ordered), width)
 
 
@@ -204,17 +216,17 @@ def plan(
     that only some of its rows need: at most `waste` times the useful work (in token-layers), and at
     most `max_tokens` tokens at once. One job alone always makes a chunk.
     """
-    order = sorted(jobs, key=lambda j: (j.first, max(j.reads), j.start, j.index))
+    order = sorted(jobs, key=lambda j: (j.first, j.end, j.start, j.index))
     chunks: list[Chunk] = []
     current: list[Job] = []
     useful = first = width = depth = 0
     for job in order:
         layers = max(n_layers - job.start.layer, 1)
         if current:
-            wider = max(width, max(job.reads) + 1)
+            wider = max(width, job.end)
             rows = len(current) + 1
             spent = (wider - first) * (depth + layers)
-            needed = useful + (max(job.reads) + 1 - job.first) * layers
+            needed = useful + (job.end - job.first) * layers
             fits = costs.of(rows, first, wider) <= budget and rows * (wider - first) <= max_tokens
             if not fits or spent > waste * needed:
                 chunks.append(make_chunk(current))
@@ -222,9 +234,9 @@ def plan(
         if not current:
             useful, depth, first, width = 0, 0, job.first, 0
         current.append(job)
-        useful += (max(job.reads) + 1 - job.first) * layers
+        useful += (job.end - job.first) * layers
         depth += layers
-        width = max(width, max(job.reads) + 1)
+        width = max(width, job.end)
     if current:
         chunks.append(make_chunk(current))
     return chunks

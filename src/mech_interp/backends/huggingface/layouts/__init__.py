@@ -5,6 +5,7 @@ To add one, write a module here with a `Layout` for each `model_type`; it is fou
 
 from __future__ import annotations
 
+import copy
 import importlib
 import pkgutil
 from functools import cache
@@ -49,7 +50,8 @@ def tiny_module(model_type: str, **changes: Any) -> Any:
     if model_type not in layouts():
         raise CapabilityError(f"The architecture {model_type!r} has no layout in this version.")
     ends = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
-    options = {**ends, **layouts()[model_type].tiny, **changes}
+    layouts()[model_type].register()
+    options = copy.deepcopy({**ends, **layouts()[model_type].tiny, **changes})  # configs edit them in place
     return AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **options)).eval()
 
 

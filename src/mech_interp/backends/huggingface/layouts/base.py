@@ -16,7 +16,7 @@ Rotary = Mapping[str, tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class Sizes:
-    """Counts of an architecture, read from its config."""
+    """Counts of an architecture, read from its config (`n_outputs`: logits, 0 for as many as tokens)."""
 
     n_layers: int
     n_heads: int
@@ -26,6 +26,7 @@ class Sizes:
     d_mlp: int
     vocabulary: int
     context: int
+    n_outputs: int = 0
 
 
 def _same(x: Tensor) -> Tensor:
@@ -78,6 +79,7 @@ class Block(ABC):
         shared_norm: a parallel block whose MLP reads the output of the norm before attention.
         post_attention, post_mlp: norms that some architectures put on a sublayer's output.
         mixture: the experts in the place of the MLP, if any; the `mlp_*` pieces are then never called.
+        attention_only: the block ends with its attention; `norm2` and the MLP are never called.
     """
 
     scale: float
@@ -90,6 +92,7 @@ class Block(ABC):
     post_attention: Callable[[Tensor], Tensor] | None = None
     post_mlp: Callable[[Tensor], Tensor] | None = None
     mixture: Mixture | None = None
+    attention_only: bool = False
 
     @abstractmethod
     def norm1(self, x: Tensor) -> Tensor:
@@ -162,6 +165,7 @@ class Layout(ABC):
         learned_positions, rotary_positions: how positions enter.
         causal: whether a position sees earlier ones alone.
         norm: the kind of its final norm: ``layer``, ``rms`` or ``none``.
+        notice: what a user should know about this checkpoint in this layout; empty for nothing.
     """
 
     model_type: ClassVar[str]
@@ -172,6 +176,7 @@ class Layout(ABC):
     rotary_positions: bool = False
     causal: bool = True
     norm: Literal["layer", "rms", "none"] = "layer"
+    notice: str = ""
     sizes: Sizes
     blocks: Sequence[Block]
     module: Any
@@ -202,6 +207,11 @@ class Layout(ABC):
     @abstractmethod
     def unembedding(self) -> nn.Linear:
         """The unembedding."""
+
+    @classmethod
+    def register(cls) -> None:
+        """Make the library know the architecture, where it does not by itself."""
+        return None
 
     def softcap(self, logits: Tensor) -> Tensor:
         """The final logit softcap (identity where there is none)."""
@@ -237,6 +247,10 @@ class Layout(ABC):
             found["resid_mid"] = f"in {self.title} attention and MLP read the same stream, side by side"
         if block.shared_norm:
             found["ln2"] = f"{self.title} has one norm for attention and MLP; use ln1"
+        if block.attention_only:
+            kinds = "resid_mid ln2 mlp_pre mlp_pre_linear mlp_post mlp_out_own mlp_out router_logits"
+            kinds += " expert_indices expert_weights"
+            return found | dict.fromkeys(kinds.split(), f"this {self.title} is attention-only: it has no MLP")
         if block.mixture is not None:
             why = f"the MLP of {self.title} is a mixture of experts, each with activations of its own"
             hint = "use router_logits, expert_indices, expert_weights or mlp_out"

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from mech_interp.backends.huggingface.layouts.base import Mixture, Port, Sizes
-from mech_interp.backends.huggingface.layouts.llama import LlamaBlock, LlamaLayout
+from mech_interp.backends.huggingface.layouts.llama import LlamaBlock
 
 
 class RoutedExperts(Mixture):
@@ -53,6 +53,15 @@ class RoutedExperts(Mixture):
         }
 
 
+def make_runnable(module: Any) -> None:
+    """Choose a library implementation of experts that can compute in the model's dtype.
+
+    The library's default, grouped matrix products, has no float64; its plain loop has.
+    """
+    if next(module.parameters()).dtype is torch.float64:
+        module.set_experts_implementation("eager")
+
+
 class ExpertsBlock(LlamaBlock):
     """A decoder layer whose `mlp` is a mixture of experts; in some architectures not in every layer."""
 
@@ -72,11 +81,3 @@ class ExpertsBlock(LlamaBlock):
         if self.mixture is None:
             return super().ports()
         return self.sublayer_ports()
-
-
-class ExpertsLayout(LlamaLayout):
-    """Facts shared by Llama-like mixtures of experts."""
-
-    @property
-    def missing(self) -> dict[str, str]:
-        return super().missing

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
@@ -80,8 +80,6 @@ class LlamaBlock(Block):
             "W_K": split_heads(attention.k_proj.weight.T, kv_heads),
             "W_V": split_heads(attention.v_proj.weight.T, kv_heads),
             "W_O": attention.o_proj.weight.T.reshape(heads, -1, self.sizes.d_model),
-            "ln1.w": self.module.input_layernorm.weight,
-            "ln2.w": self.module.post_attention_layernorm.weight,
         }
         biases = {
             "b_Q": (attention.q_proj.bias, heads),
@@ -89,7 +87,15 @@ class LlamaBlock(Block):
             "b_V": (attention.v_proj.bias, kv_heads),
         }
         found |= {name: bias.view(n, -1) for name, (bias, n) in biases.items() if bias is not None}
+        found |= self.norm_weights()
         return found if attention.o_proj.bias is None else found | {"b_O": attention.o_proj.bias}
+
+    def norm_weights(self) -> dict[str, Tensor]:
+        """The factors of the block's norms."""
+        return {
+            "ln1.w": self.module.input_layernorm.weight,
+            "ln2.w": self.module.post_attention_layernorm.weight,
+        }
 
     @property
     def attention_module(self) -> nn.Module:
@@ -97,25 +103,45 @@ class LlamaBlock(Block):
         return module
 
     def ports(self) -> dict[str, Port]:
-        block, attention, mlp = self.module, self.attention, self.module.mlp
-        heads, kv_heads = in_heads(self.sizes.n_heads), in_heads(self.sizes.n_kv_heads)
-        return {
-            "resid_pre": Port(block, "input"),
-            "ln1": Port(block.input_layernorm),
-            "q": Port(attention.q_proj, view=heads),
-            "k": Port(attention.k_proj, view=kv_heads),
-            "v": Port(attention.v_proj, view=kv_heads),
-            "z": Port(attention.o_proj, "input", heads),
-            "attn_out_own": Port(attention),
-            "attn_out": Port(attention),
-            "resid_mid": Port(block.post_attention_layernorm, "input"),
-            "ln2": Port(block.post_attention_layernorm),
+        mlp = self.module.mlp
+        return self.sublayer_ports() | {
             "mlp_pre": Port(mlp.gate_proj),
             "mlp_pre_linear": Port(mlp.up_proj),
             "mlp_post": Port(mlp.down_proj, "input"),
+        }
+
+    def sublayer_ports(self) -> dict[str, Port]:
+        """The block's ports without those inside its MLP."""
+        block, attention, mlp = self.module, self.attention, self.module.mlp
+        return {
+            "resid_pre": Port(block, "input"),
+            "z": Port(attention.o_proj, "input", in_heads(self.sizes.n_heads)),
+            "attn_out_own": Port(attention),
             "mlp_out_own": Port(mlp),
-            "mlp_out": Port(mlp),
             "resid_post": Port(block),
+            **self.projection_ports(),
+            **self.norm_ports(),
+        }
+
+    def projection_ports(self) -> dict[str, Port]:
+        """The ports of q, k and v."""
+        attention = self.attention
+        heads, kv_heads = in_heads(self.sizes.n_heads), in_heads(self.sizes.n_kv_heads)
+        return {
+            "q": Port(attention.q_proj, view=heads),
+            "k": Port(attention.k_proj, view=kv_heads),
+            "v": Port(attention.v_proj, view=kv_heads),
+        }
+
+    def norm_ports(self) -> dict[str, Port]:
+        """The ports that depend on where the block's norms stand."""
+        block = self.module
+        return {
+            "ln1": Port(block.input_layernorm),
+            "attn_out": Port(self.attention),
+            "resid_mid": Port(block.post_attention_layernorm, "input"),
+            "ln2": Port(block.post_attention_layernorm),
+            "mlp_out": Port(block.mlp),
         }
 
 
@@ -135,11 +161,11 @@ class LlamaLayout(Layout):
     }
     gated = True
     rotary_positions = True
-    norm = "rms"
+    norm: Literal["layer", "rms", "none"] = "rms"
 
     def __init__(self, module: Any) -> None:
-        config = module.config
         self.module = module
+        config = self.config
         self.sizes = Sizes(
             n_layers=config.num_hidden_layers,
             n_heads=config.num_attention_heads,
@@ -148,21 +174,36 @@ class LlamaLayout(Layout):
             d_head=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
             d_mlp=config.intermediate_size,
             vocabulary=config.vocab_size,
-            context=config.max_position_embeddings,
+            context=_context(config),
         )
-        self.blocks = [LlamaBlock(block, self.sizes) for block in module.model.layers]
+        if self.sizes.context < config.max_position_embeddings:
+            self.notice = (
+                f"Prompts are limited to {self.sizes.context} of {config.max_position_embeddings} tokens: "
+                "the rope scaling of this checkpoint (longrope) turns all positions of longer ones otherwise."
+            )
+        self.blocks = [LlamaBlock(block, self.sizes) for block in self.decoder.layers]
+
+    @property
+    def config(self) -> Any:
+        """The config of the decoder (in models of several modalities, a part of the whole config)."""
+        return self.module.config
+
+    @property
+    def decoder(self) -> Any:
+        """The library's module of everything before the unembedding."""
+        return self.module.model
 
     def embed(self, ids: Tensor) -> Tensor:
-        out: Tensor = self.module.model.embed_tokens(ids)
+        out: Tensor = self.decoder.embed_tokens(ids)
         return out
 
     def rotary(self, like: Tensor, positions: Tensor) -> Rotary | None:
-        cos, sin = self.module.model.rotary_emb(like, position_ids=positions)
+        cos, sin = self.decoder.rotary_emb(like, position_ids=positions)
         return {"default": (cos, sin)}
 
     @property
     def final_norm(self) -> nn.Module:
-        norm: nn.Module = self.module.model.norm
+        norm: nn.Module = self.decoder.norm
         return norm
 
     @property
@@ -172,15 +213,35 @@ class LlamaLayout(Layout):
 
     def weights(self) -> dict[str, Tensor]:
         return {
-            "W_E": self.module.model.embed_tokens.weight,
+            "W_E": self.decoder.embed_tokens.weight,
             "W_U": self.module.lm_head.weight.T,
-            "ln_final.w": self.module.model.norm.weight,
+            "ln_final.w": self.decoder.norm.weight,
         }
 
     def ports(self) -> dict[str, Port]:
         # Where the embedding is scaled on its way, only the first block's input is what was added.
         return {
-            "embed": Port(self.module.model.layers[0], "input"),
-            "ln_final": Port(self.module.model.norm),
+            "embed": Port(self.decoder.layers[0], "input"),
+            "ln_final": Port(self.decoder.norm),
             "logits": Port(self.module.lm_head),
         }
+
+
+def layer_windows(config: Any) -> list[int | None]:
+    """The sliding window of each layer, where `layer_types` says which layers have one."""
+    return [config.sliding_window if kind == "sliding_attention" else None for kind in config.layer_types]
+
+
+def _context(config: Any) -> int:
+    """The longest prompt for which every position is embedded the same way whatever its prompt's length.
+
+    All rope scalings of the library are fixed per position up to here. Past it, ``dynamic`` and
+    ``longrope`` turn all positions of a prompt by its length, so that values computed for a prefix would
+    not be those of the whole prompt.
+    """
+    context = int(config.max_position_embeddings)
+    scaling = getattr(config, "rope_parameters", None) or {}
+    for one in [scaling, *scaling.values()]:
+        if isinstance(one, Mapping) and one.get("rope_type") == "longrope":
+            context = min(context, int(one["original_max_position_embeddings"]))
+    return context
