@@ -21,8 +21,8 @@ from torch import Tensor
 
 from mech_interp.backends.huggingface import edits as ed
 from mech_interp.backends.huggingface.block import mid_to_post
-from mech_interp.backends.huggingface.stack import frame_for, logits_of, run_blocks
-from mech_interp.backends.huggingface.writers import head_weights
+from mech_interp.backends.huggingface.stack import embed, frame_for, logits_of, run_blocks
+from mech_interp.backends.huggingface.writers import Writers, head_weights
 from mech_interp.backends.metrics import Metric
 from mech_interp.errors import InputError
 
@@ -54,6 +54,7 @@ class _Gradients:
 
     behind: dict[ed.Place, Tensor]
     streams: dict[ed.Place, Tensor]
+    written: dict[ed.Place, Tensor]
 
 
 def edge_scores(
@@ -82,6 +83,9 @@ def edge_scores(
     """
     chosen = list(range(len(engine.tokens))) if prompts is None else list(prompts)
     index = torch.tensor(chosen, device=engine.tokens.ids.device)
+    if variant == "eap" and direction == "noising" and prompts is None and "clean" not in vars(engine):
+        found = _in_one_pass(engine, metric, index)
+        return _checked(found)
     change = changes(engine, index, direction)
     with _frozen_scales(engine, index):
         if variant == "ig-activations":
@@ -93,19 +97,37 @@ def edge_scores(
                 stream = _between(engine.baseline.embed[index], engine.clean.embed[index], weight)
                 parts.append(_scores(engine, _gradients(engine, metric, chosen, stream), change))
             found = torch.stack(parts).mean(0)
-    if _vanishes(found):
+    return _checked(found)
+
+
+def _checked(scores: Tensor) -> Tensor:
+    """The scores, unless nothing but rounding is left: a task metric moves by far more along some edge."""
+    if bool(scores.abs().max() < 1e-3 * torch.finfo(scores.dtype).eps ** 0.5):
         raise InputError(
             "The gradient of the metric vanishes: every edge would score exactly zero.",
             "The divergence from the clean run is least at the clean run; use variant ig-inputs, or a task "
             "metric such as the logit difference.",
         )
-    return found
+    return scores
 
 
-def _vanishes(scores: Tensor) -> bool:
-    """Whether nothing but rounding is left: a task metric moves by far more along some edge."""
-    largest: float = scores.abs().max().item()
-    return largest < 1e-3 * float(torch.finfo(scores.dtype).eps) ** 0.5
+def _in_one_pass(engine: EdgeEngine, metric: Metric, index: Tensor) -> Tensor:
+    """Plain scores where the clean run is not known yet: the pass that is differentiated also gives it."""
+    if any(block.post_attention is not None for block in engine.model.layout.blocks):
+        change = changes(engine, index, "noising")  # whose clean run must be known before its scales are held
+        with _frozen_scales(engine, index):
+            return _scores(engine, _gradients(engine, metric, index.tolist(), engine.clean.embed), change)
+    stream = embed(engine.model.layout, engine.tokens.ids, engine.positions, ed.Tap(ed.Edits()))
+    found = _gradients(engine, metric, index.tolist(), stream, writers=True)
+    seen = {place: value.detach() for place, value in found.written.items()}
+    layers = range(engine.model.info.n_layers)
+    engine.clean = Writers(
+        stream.detach(),
+        tuple(seen["z", layer] for layer in layers),
+        tuple(seen["mlp_out", layer] for layer in layers if engine.graph.mlps),
+        tuple(1.0 for _ in layers),
+    )
+    return _scores(engine, found, changes(engine, index, "noising"))
 
 
 def _points(variant: Variant, steps: int, direction: str) -> list[float]:
@@ -142,15 +164,26 @@ def changes(engine: EdgeEngine, index: Tensor, direction: str) -> Tensor:
 
 
 def _gradients(
-    engine: EdgeEngine, metric: Metric, prompts: Sequence[int], stream: Tensor, start: _Start = _BEGIN
+    engine: EdgeEngine,
+    metric: Metric,
+    prompts: Sequence[int],
+    stream: Tensor,
+    start: _Start = _BEGIN,
+    *,
+    writers: bool = False,
 ) -> _Gradients:
-    """One forward from `start` and one backward to what stands behind the readers."""
+    """One forward from `start` and one backward to what stands behind the readers.
+
+    With `writers` the forward also shows what heads and MLPs wrote.
+    """
     model, layout, mlps = engine.model, engine.model.layout, engine.graph.mlps
     inside = _places(engine, start)
     mids = [(_before_mlp(engine), layer) for kind, layer in inside if kind == "ln2"]
     around = [("resid_pre", layer) for kind, layer in inside if kind == "q"] + mids
     last = ("resid_post", model.info.n_layers - 1)
-    tap = ed.Tap(ed.Edits(), {*inside, *around, last})
+    written = [(kind, layer) for kind in ("z", "mlp_out") for layer in range(model.info.n_layers)]
+    written = [place for place in written if writers and (mlps or place[0] == "z")]
+    tap = ed.Tap(ed.Edits(), {*inside, *around, *written, last})
     with torch.enable_grad():
         x = stream.detach().requires_grad_()
         frame = frame_for(layout, x, engine.positions)
@@ -171,7 +204,7 @@ def _gradients(
     streams = {place: tap.captured[place].detach() for place in around if place in tap.captured}
     if start.entering is not None:
         streams["resid_pre", start.layer] = start.entering
-    return _Gradients(behind, streams)
+    return _Gradients(behind, streams, {place: tap.captured[place] for place in written})
 
 
 def _places(engine: EdgeEngine, start: _Start) -> list[ed.Place]:
@@ -203,22 +236,19 @@ def _scores(engine: EdgeEngine, gradients: _Gradients, change: Tensor) -> Tensor
     wide = torch.promote_types(change.dtype, torch.float32)
     out = change.new_zeros(len(change), len(graph.writers), len(graph.readers), dtype=wide)
     n_attention = info.n_heads + 2 * info.n_kv_heads
-    behind, streams = gradients.behind, gradients.streams
-    means = change.mean(-1) if engine.model.layout.norm == "layer" else None
+    behind, norms = gradients.behind, _norms(engine, gradients, change)
     for layer, block in enumerate(engine.model.layout.blocks):
         column = layer * (n_attention + graph.mlps)
         if ("q", layer) in behind:
             y = torch.cat([_through(behind[kind, layer], block, kind) for kind in ("q", "k", "v")], 2)
-            norm = _Norm.at(engine, block, "ln1", streams["resid_pre", layer])
             writers = graph.before(graph.readers[column])
-            found = _contract(change, means, writers, y, norm)
+            found = norms["ln1", layer].contract(change[:, :, :writers], y)
             out[:, :writers, column : column + n_attention] = found
         if ("ln2", layer) in behind:
             column += n_attention
-            norm = _Norm.at(engine, block, "ln2", streams[_before_mlp(engine), layer])
             writers = graph.before(graph.readers[column])
             y = behind["ln2", layer][:, :, None].clone()
-            out[:, :writers, column] = _contract(change, means, writers, y, norm)[:, :, 0]
+            out[:, :writers, column] = norms["ln2", layer].contract(change[:, :, :writers], y)[:, :, 0]
     final = behind["resid_post", info.n_layers - 1]
     out[:, :, -1] = torch.einsum("ptnd,ptd->pn", change.to(wide), final.to(wide))
     return out
@@ -231,44 +261,62 @@ def _through(gradient: Tensor, block: Block, kind: str) -> Tensor:
 
 @dataclass(frozen=True)
 class _Norm:
-    """A norm at a stream, as its derivative needs it: x [prompt, position, d_model] is the normed stream
-    before the gain, `sigma` [prompt, position, 1] what it was divided by."""
+    """The derivative of a norm at a stream: gain * (1 - 11'/d - x x'/d) / sigma; no 11' for RMSNorm.
+
+    Attributes:
+        x: [prompt, position, d_model], the normed stream before the gain; `sigma` what it was divided by.
+        along, means: <change, x> / d and the mean of the change, [prompt, position, writer].
+    """
 
     kind: str
     gain: Tensor | None
     x: Tensor
     sigma: Tensor
+    along: Tensor
+    means: Tensor
 
-    @classmethod
-    def at(cls, engine: EdgeEngine, block: Block, name: str, stream: Tensor) -> _Norm:
-        layout = engine.model.layout
-        if layout.norm == "none":
-            return cls("none", None, stream, stream.new_ones(()))
-        centred = stream - stream.mean(-1, keepdim=True) if layout.norm == "layer" else stream
-        sigma = (centred.pow(2).mean(-1, keepdim=True) + layout.norm_eps).sqrt()
-        gain = block.weights().get(f"{name}.w")
-        return cls(layout.norm, None if gain is None else gain.detach(), centred / sigma, sigma)
+    def contract(self, change: Tensor, y: Tensor) -> Tensor:
+        """<change_u, J' (gain * y_v)> summed over positions, [prompt, u, v].
+
+        `change` [prompt, position, writer, d] are the first writers, `y` [prompt, position, reader, d] the
+        gradient at the norm's output, which is overwritten.
+        """
+        if self.gain is not None:
+            y *= self.gain
+        n = change.shape[2]
+        if self.kind == "none":
+            total = change @ y.mT
+        else:
+            y /= self.sigma[:, :, None]
+            total = change @ y.mT
+            total -= self.along[:, :, :n, None] * (y @ self.x[..., None]).mT
+        if self.kind == "layer":
+            total -= self.means[:, :, :n, None] * y.sum(-1)[:, :, None]
+        return total.sum(1, dtype=torch.promote_types(total.dtype, torch.float32))
 
 
-def _contract(change: Tensor, means: Tensor | None, writers: int, y: Tensor, norm: _Norm) -> Tensor:
-    """<change_u, J' (gain * y_v)> of the first `writers` writers, summed over positions: [prompt, u, v].
-
-    `change` [prompt, position, writer, d], `means` its averages over d, `y` [prompt, position, reader, d]
-    the gradient at the norm's output (overwritten), J the derivative of the norm without its gain:
-    (1 - 11'/d - x x'/d) / sigma for LayerNorm; without 11' for RMSNorm.
-    """
-    change = change[:, :, :writers]
-    if norm.gain is not None:
-        y *= norm.gain
-    if norm.kind != "none":
-        y /= norm.sigma[:, :, None]
-    total = change @ y.mT
-    if norm.kind != "none":
-        along = (change @ norm.x[..., None]) / change.shape[-1]
-        total -= along * (y @ norm.x[..., None]).mT
-    if means is not None:
-        total -= means[:, :, :writers, None] * y.sum(-1)[:, :, None]
-    return total.sum(1, dtype=torch.promote_types(total.dtype, torch.float32))
+def _norms(engine: EdgeEngine, gradients: _Gradients, change: Tensor) -> dict[ed.Place, _Norm]:
+    """The norms before the readers; their products with all changes are taken together."""
+    layout = engine.model.layout
+    places = {("ln1", layer): ("resid_pre", layer) for kind, layer in gradients.behind if kind == "q"}
+    places |= {
+        ("ln2", layer): (_before_mlp(engine), layer) for kind, layer in gradients.behind if kind == "ln2"
+    }
+    if not places:
+        return {}
+    streams = torch.stack([gradients.streams[place] for place in places.values()])
+    centred = streams - streams.mean(-1, keepdim=True) if layout.norm == "layer" else streams
+    sigmas = (centred.pow(2).mean(-1, keepdim=True) + layout.norm_eps).sqrt()
+    normed = centred / sigmas
+    along = change @ normed.permute(1, 2, 3, 0) / change.shape[-1]
+    means = change.mean(-1)
+    found = {}
+    for i, (name, layer) in enumerate(places):
+        assert layer is not None
+        gain = None if layout.norm == "none" else layout.blocks[layer].weights().get(f"{name}.w")
+        gain = None if gain is None else gain.detach()
+        found[name, layer] = _Norm(layout.norm, gain, normed[i], sigmas[i], along[..., i], means)
+    return found
 
 
 def _by_groups(

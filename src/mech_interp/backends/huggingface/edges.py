@@ -21,7 +21,12 @@ from torch import Tensor
 from mech_interp.backends.huggingface import edits as ed
 from mech_interp.backends.huggingface.block import Frame, attend, mlp_of
 from mech_interp.backends.huggingface.stack import frame_for, logits_of
-from mech_interp.backends.huggingface.writers import Writers, head_weights, run_writers
+from mech_interp.backends.huggingface.writers import (
+    Writers,
+    head_weights,
+    refuse_without_edges,
+    run_writers,
+)
 from mech_interp.backends.metrics import Metric
 from mech_interp.backends.tokens import Tokens
 from mech_interp.errors import CapabilityError, InputError
@@ -66,13 +71,18 @@ class EdgeEngine:
 
     def __init__(self, model: HuggingFaceModel, clean: Tokens, baseline: Tokens | Writers) -> None:
         self.model, self.graph = model, graph_of(model)
+        refuse_without_edges(model)
         self.tokens = clean.to(model.info.device)
-        self.clean = run_writers(model, self.tokens)
         if isinstance(baseline, Tokens):
             _check_pairs(clean, baseline)
             baseline = run_writers(model, baseline.to(model.info.device))
         self.baseline = baseline
         self.positions = torch.arange(self.tokens.ids.shape[1], device=self.tokens.ids.device)[None]
+
+    @cached_property
+    def clean(self) -> Writers:
+        """The writers of the clean run, computed when first needed."""
+        return run_writers(self.model, self.tokens)
 
     @cached_property
     def streams(self) -> tuple[list[Tensor], list[Tensor], Tensor]:
