@@ -13,7 +13,7 @@ from torch import Tensor
 from mech_interp.backends.checks import measure_identities, verify
 from mech_interp.backends.huggingface.layouts.gpt2 import GPT2Block, GPT2Layout
 from mech_interp.backends.huggingface.layouts.llama import LlamaBlock
-from mech_interp.backends.huggingface.opening import library_logits, open_module
+from mech_interp.backends.huggingface.opening import library_logits, open_engine, open_module
 from mech_interp.errors import CapabilityError, IdentityError, ModelError
 
 LOGITS = "logits = the library's own forward"
@@ -143,18 +143,20 @@ def test_an_overflow_on_the_way_is_refused() -> None:
 
 
 def test_an_unknown_architecture_is_refused_with_those_that_can_be_opened() -> None:
-    from transformers import OPTConfig, OPTForCausalLM
+    """It opens at block level, but not where a layout is needed."""
+    from transformers import NemotronConfig, NemotronForCausalLM
 
-    config = OPTConfig(
+    config = NemotronConfig(
         vocab_size=11,
         hidden_size=8,
-        ffn_dim=8,
+        head_dim=4,
+        intermediate_size=8,
         num_hidden_layers=1,
         num_attention_heads=2,
-        max_position_embeddings=8,
+        num_key_value_heads=2,
     )
-    with pytest.raises(CapabilityError, match="'opt' has no layout") as caught:
-        open_module(OPTForCausalLM(config))
+    with pytest.raises(CapabilityError, match="'nemotron' has no layout") as caught:
+        open_engine(NemotronForCausalLM(config))
     assert "gpt2" in caught.value.hint
     assert "llama" in caught.value.hint
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from mech_interp.backends.huggingface import edits as ed
-from mech_interp.backends.huggingface.generation import Phase, add_phase, generate
+from mech_interp.backends.huggingface.generation import Phase, Steps, add_phase, generate
 from mech_interp.backends.huggingface.model import Prompts, RunReader, pick
 from mech_interp.backends.metrics import Metric
 from mech_interp.backends.protocol import (
@@ -127,7 +127,12 @@ class Adapter(ABC):
         self._check_stop(stop_after, [*sites, *(i.site for i in interventions)])
         with nullcontext() if grad else torch.no_grad():
             reader = RunReader(self, interventions, runs or {})
-            tap = ed.Tap(edits, {(s.kind, s.layer) for s in sites}, reader=reader if runs else None)
+            tap = ed.Tap(
+                edits,
+                {(s.kind, s.layer) for s in sites},
+                reader=reader if runs else None,
+                lengths=self.info.keys_seen(tokens),
+            )
             out: Tensor | None = self.run(tokens, tap, grad=grad)
         tap.check_all_fired()
         if logits == "none" or stop_after is not None:
@@ -168,12 +173,12 @@ class Adapter(ABC):
         stop_ids: Sequence[int] | None = None,
         interventions: Sequence[Intervention] = (),
     ) -> Generation:
-        """Continue prompts, computing the whole text anew for every token; see `InstrumentedModel`."""
+        """Continue prompts, by default computing the whole text anew for every token; see `steps`."""
         tokens = self.tokens(prompts)
         return generate(
             self,
             tokens,
-            lambda interventions, _: WholeSteps(self, tokens, interventions),
+            lambda interventions, new: self.steps(tokens, interventions, new),
             default_stops=self.stop_ids,
             max_new_tokens=max_new_tokens,
             temperature=temperature,
@@ -183,6 +188,10 @@ class Adapter(ABC):
             stop_ids=stop_ids,
             interventions=interventions,
         )
+
+    def steps(self, tokens: Tokens, interventions: Sequence[Intervention], max_new_tokens: int) -> Steps:
+        """What computes the logits of each further token of a generation."""
+        return WholeSteps(self, tokens, interventions)
 
     def _check_stop(self, stop_after: int | None, sites: Sequence[Site]) -> None:
         if stop_after is None:
@@ -212,7 +221,7 @@ class WholeSteps:
         if phase == "generated":
             self.text = [[*row, int(token)] for row, token in zip(self.text, ids[:, 0], strict=True)]
             self.made.append(positions)
-        edits = ed.Edits()
+        edits = ed.Edits(self.model.info.windows)
         info, prompts, interventions = self.model.info, self.prompts, self.interventions
         add_phase(edits, info, prompts, positions, interventions, "prompt")
         for earlier in self.made:

@@ -24,7 +24,7 @@ from mech_interp.backends.metrics import Logits
 from mech_interp.backends.protocol import Row
 from mech_interp.backends.rows.naive import naive_rows
 from mech_interp.errors import CapabilityError, IdentityError, InputError
-from mech_interp.interventions import Add, FromRun, Intervention, Replace
+from mech_interp.interventions import Add, FromRun, Intervention, Operation, Replace, Scale
 from mech_interp.sites import Site
 
 
@@ -168,6 +168,22 @@ def test_rows_across_the_edge_of_a_window(name: str, attention: str) -> None:
     for result in slow:
         assert largest_gap(fast[result.index], result.value) <= 1e-5, rows[result.index]
     assert sum(largest_gap(value, plain) > 1e-3 for value in fast.values()) > 20
+
+
+RAMP = torch.linspace(0.1, 1.2, 12)
+
+
+@pytest.mark.parametrize("operation", [Scale(-0.5), Add(RAMP), Replace(RAMP)])
+@pytest.mark.parametrize("kind", ["attn_scores", "pattern"])
+def test_edits_of_attention_leave_the_keys_that_a_window_hides(kind: str, operation: Operation) -> None:
+    model = open_module(library("mistral"))
+    ids = [list(range(3, 15))]
+    edit = Intervention(f"{kind}.1", operation, positions=9)
+    found = model.forward(ids, capture=["pattern.1"], interventions=[edit]).activations["pattern.1"][0, :, 9]
+    plain = model.forward(ids, capture=["pattern.1"]).activations["pattern.1"][0, :, 9]
+    assert not torch.allclose(found[:, 5:10], plain[:, 5:10], atol=1e-3)
+    assert not bool(found[:, :5].any())
+    assert not bool(found[:, 10:].any())
 
 
 def test_mistral_has_one_window_whatever_layer_types_say() -> None:

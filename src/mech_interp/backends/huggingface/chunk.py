@@ -41,7 +41,7 @@ class ChunkRun:
         self.model, self.layout, self.metric = model, model.layout, metric
         self.chunk, self.state = chunk, state
         device = model.info.device
-        edits = ed.Edits()
+        edits = ed.Edits(model.info.windows)
         for row, job in enumerate(chunk.jobs):
             for intervention, positions in job.edits:
                 n_heads = model.info.heads(intervention.site.kind)

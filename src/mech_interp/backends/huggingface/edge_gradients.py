@@ -310,7 +310,7 @@ def _norms(engine: EdgeEngine, gradients: _Gradients, change: Tensor) -> dict[ed
     normed = centred / sigmas
     along = change @ normed.permute(1, 2, 3, 0) / change.shape[-1]
     means = change.mean(-1)
-    found = {}
+    found: dict[ed.Place, _Norm] = {}
     for i, (name, layer) in enumerate(places):
         assert layer is not None
         gain = None if layout.norm == "none" else layout.blocks[layer].weights().get(f"{name}.w")

@@ -81,10 +81,15 @@ class _Table:
 class Edits:
     """All edits of a batch, by place; on every row they act in the order in which they were given."""
 
-    def __init__(self) -> None:
+    def __init__(self, windows: Sequence[int | None] = ()) -> None:
+        self.windows = windows
         self.at: dict[Place, list[Edit]] = {}
         self._groups: dict[tuple[Any, ...], list[int]] = {}
         self._latest: dict[tuple[Place, int], int] = {}
+
+    def window(self, site: Site) -> int | None:
+        """How many keys a query of this site's layer sees (None: all that come before it)."""
+        return self.windows[site.layer] if self.windows and site.layer is not None else None
 
     def add(
         self,
@@ -188,6 +193,7 @@ class Tap:
             table.numbers[keep],
             table.totals[keep],
             table.positions[keep] + 1 if self.lengths is None else self.lengths[rows],
+            self.edits.window(edit.site),
             table.sources[keep],
             self._reader,
         )
@@ -264,7 +270,7 @@ def compile_edits(
     info: ModelInfo, tokens: Tokens, interventions: Sequence[Intervention], prompt_ids: Sequence[int]
 ) -> Edits:
     """The edits of a plain forward: every intervention on every prompt it names."""
-    edits = Edits()
+    edits = Edits(info.windows)
     for intervention in interventions:
         check_intervention(info, intervention)
         chosen = [

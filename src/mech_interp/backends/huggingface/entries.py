@@ -55,6 +55,7 @@ class Entries:
     numbers: Tensor
     totals: Tensor
     seen: Tensor
+    window: int | None
     source_prompts: Tensor
     reader: Reader | None
 
@@ -121,6 +122,9 @@ def applied(operation: Operation, live: Tensor, context: Entries) -> Tensor:
     """The new vectors, in the shape and type of the old; keys that are not seen stay as they were."""
     if context.site.spec.over_keys:
         seen = seen_keys(live, context.seen)
+        if context.window is not None:
+            keys = torch.arange(live.shape[-1], device=live.device)
+            seen &= keys > (context.positions - context.window)[:, None]
         new = operation.apply(live.masked_fill(~seen, 0), context)
         return torch.where(seen, fit_last(new, live.shape[-1]).to(live.dtype), live)
     whole = context.site.kind in INTEGERS

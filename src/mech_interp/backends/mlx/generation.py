@@ -36,7 +36,7 @@ class CachedSteps:
 
     def __call__(self, ids: Tensor, positions: Tensor, phase: Phase) -> Tensor:
         model = self.model
-        edits = ed.Edits()
+        edits = ed.Edits(model.info.windows)
         add_phase(edits, model.info, self.tokens, positions, self.interventions, phase)
         tap = ed.Tap(edits)
         if phase == "generated":

@@ -69,7 +69,7 @@ def _evaluate(
 ) -> Tensor:
     from mech_interp.backends.huggingface import edits as ed
 
-    edits = ed.Edits()
+    edits = ed.Edits(model.info.windows)
     for number, row in enumerate(rows):
         for intervention in row.interventions:
             ed.check_intervention(model.info, intervention)
