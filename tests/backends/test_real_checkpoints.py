@@ -43,7 +43,7 @@ def checkpoint(request: pytest.FixtureRequest, real_checkpoints: Path) -> Any:
 
 def test_identities(checkpoint: Any) -> None:
     found = measure_identities(checkpoint, lambda tokens: library_logits(checkpoint.module, tokens))
-    assert len(found) == 1 + 6 * checkpoint.info.n_layers
+    assert len(found) == 1 + 8 * checkpoint.info.n_layers
     assert max(identity.deviation for identity in found) < 1e-5
 
 
@@ -135,6 +135,8 @@ class Recorded(Block):
         raise AssertionError("only attention runs")
 
     attention_output = norm2 = mlp_in = mlp_activation = mlp_out = weights = _unused
+    attention_module = property(_unused)
+    ports = _unused
 
 
 class Watch:
@@ -173,8 +175,8 @@ def test_recorded_scores_give_the_recorded_patterns(real_checkpoints: Path) -> N
             frame = Frame(None, torch.arange(n)[None], own_keys_values)
             watch = Watch(explicit=True)
             # With the identity as values, z is the pattern itself: both ways of attention are seen.
-            z = attention_z(block, layer, torch.zeros(1, n, 1), frame, watch)
-            fused = attention_z(block, layer, torch.zeros(1, n, 1), frame, Watch(explicit=False))
+            z, _ = attention_z(block, layer, torch.zeros(1, n, 1), frame, watch)
+            fused, _ = attention_z(block, layer, torch.zeros(1, n, 1), frame, Watch(explicit=False))
             for found in (watch.seen["pattern"][0], z[0].transpose(0, 1), fused[0].transpose(0, 1)):
                 assert largest_gap(found, patterns[layer]) < 2e-6
     previous = patterns[4, 11].diagonal(-1)
