@@ -154,7 +154,9 @@ def forward(bridge: Any, ids: Tensor, hooks: list[tuple[str, Any]], per_head: bo
         bridge.set_use_attn_result(True)
     try:
         with bridge.hooks(fwd_hooks=hooks):
-            logits: Tensor = bridge(ids, return_type="logits", use_cache=False)
+            # A mask of ones changes nothing and keeps the library from warning of padding.
+            mask = torch.ones_like(ids)
+            logits: Tensor = bridge(ids, return_type="logits", use_cache=False, attention_mask=mask)
     finally:
         if per_head:
             bridge.set_use_attn_result(False)

@@ -183,7 +183,7 @@ def _gradients(
     last = ("resid_post", model.info.n_layers - 1)
     written = [(kind, layer) for kind in ("z", "mlp_out") for layer in range(model.info.n_layers)]
     written = [place for place in written if writers and (mlps or place[0] == "z")]
-    tap = ed.Tap(ed.Edits(), {*inside, *around, *written, last})
+    tap = _Apart(ed.Edits(), {*inside, *around, *written, last})
     with torch.enable_grad():
         x = stream.detach().requires_grad_()
         frame = frame_for(layout, x, engine.positions)
@@ -205,6 +205,16 @@ def _gradients(
     if start.entering is not None:
         streams["resid_pre", start.layer] = start.entering
     return _Gradients(behind, streams, {place: tap.captured[place] for place in written})
+
+
+class _Apart(ed.Tap):
+    """A tap at which the MLP's input is a tensor of its own.
+
+    Without a norm it would be the stream itself, whose gradient takes in what passes by the MLP.
+    """
+
+    def __call__(self, kind: str, layer: int | None, value: Tensor) -> Tensor:
+        return super().__call__(kind, layer, value.view_as(value) if kind == "ln2" else value)
 
 
 def _places(engine: EdgeEngine, start: _Start) -> list[ed.Place]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,9 +35,29 @@ def open_folder(
         ModelError, IdentityError: for files that cannot be used, or a model that fails a check.
     """
     try:
-        import mlx.core  # noqa: F401  # the bare package installs on Linux too, but does not import
+        with _plain_objects():
+            import mlx.core  # noqa: F401  # the bare package installs on Linux too, but does not import
     except ImportError:
         raise MissingExtraError("mlx", "mlx") from None
     from mech_interp.backends.mlx.opening import open_checkpoint
 
     return open_checkpoint(folder, name=name, source=source, device=device, dtype=dtype, attention=attention)
+
+
+@contextmanager
+def _plain_objects() -> Iterator[None]:
+    """Take away, for a moment, the method that nnsight adds to every object of the process.
+
+    While it is there the first import of MLX would end the process (nnsight 0.8.1, MLX 0.32.4).
+    """
+    nnsight = sys.modules.get("nnsight")
+    if nnsight is None or not hasattr(object, "save") or "mlx.core" in sys.modules:
+        yield
+        return
+    from nnsight._c import mount, unmount
+
+    unmount("save")
+    try:
+        yield
+    finally:
+        mount(nnsight.save, "save")
