@@ -36,7 +36,7 @@ def any_view(draw: st.DrawFn) -> views.View:
     grid = draw(st.lists(numbers, min_size=rows, max_size=rows))
     text = {"title": draw(WORDS), "note": draw(WORDS)}
     flag = draw(st.booleans())
-    kind = draw(st.sampled_from(["heat", "bars", "lines", "scatter", "strip", "table", "grid"]))
+    kind = draw(st.sampled_from(["heat", "bars", "lines", "scatter", "strip", "table", "graph", "grid"]))
     if kind == "heat":
         cells = [[str(v) for v in row] for row in grid] if draw(st.booleans()) else None
         return views.HeatMap(
@@ -68,6 +68,15 @@ def any_view(draw: st.DrawFn) -> views.View:
         return views.TokenStrip(
             **text, tokens=words[columns], values=draw(numbers), value_label="effect (logits)", diverging=flag
         )
+    if kind == "graph":
+        levels = sorted(draw(st.lists(st.integers(0, 4), min_size=columns, max_size=columns)))
+        pairs = [(i, j) for i in range(columns) for j in range(columns) if levels[i] < levels[j]]
+        edges = draw(st.lists(st.sampled_from(pairs), max_size=6)) if pairs else []
+        return views.LayeredGraph(
+            **text, nodes=words[columns], levels=levels, edges=edges, value_label="effect (logits)",
+            values=draw(st.lists(NUMBERS, min_size=len(edges), max_size=len(edges))),
+            level_labels=words[rows], edge_labels=draw(WORDS.map(lambda one: [one] * len(edges))),
+        )  # fmt: skip
     if kind == "table":
         cells = st.one_of(WORDS, NUMBERS, st.booleans())
         body = draw(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from mech_interp import views
 from mech_interp.errors import InputError
-from mech_interp.rendering import figure_cells, figure_plots, figure_text
+from mech_interp.rendering import figure_cells, figure_graph, figure_plots, figure_text
 from mech_interp.rendering.figure_text import GREY, INK, printable
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ _DRAW: dict[type[views.View], tuple[Callable[[Any], tuple[float, float]], Callab
     views.Bars: (figure_plots.bars_size, figure_plots.bars),
     views.Lines: (figure_plots.plot_size, figure_plots.lines),
     views.Scatter: (figure_plots.plot_size, figure_plots.scatter),
+    views.LayeredGraph: (figure_graph.graph_size, figure_graph.layered_graph),
     views.Table: (figure_text.table_size, figure_text.table),
 }
 

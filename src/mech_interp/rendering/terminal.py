@@ -21,6 +21,7 @@ from mech_interp.errors import InputError
 from mech_interp.rendering.colours import short
 from mech_interp.rendering.terminal_bars import bars
 from mech_interp.rendering.terminal_cells import heat_map, token_strip
+from mech_interp.rendering.terminal_graph import layered_graph
 from mech_interp.rendering.terminal_plots import lines, scatter
 
 if TYPE_CHECKING:
@@ -82,6 +83,7 @@ _CHARTS: dict[type[views.View], Chart] = {
     views.Bars: bars,
     views.Lines: lines,
     views.Scatter: scatter,
+    views.LayeredGraph: layered_graph,
 }
 
 

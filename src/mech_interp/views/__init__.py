@@ -10,12 +10,14 @@ from __future__ import annotations
 
 from mech_interp.views.base import Cell, View, finite, view_from_dict, view_from_json, visible
 from mech_interp.views.charts import Bars, Grid, HeatMap, Lines, Scatter, Series, Table, TokenStrip
+from mech_interp.views.graphs import LayeredGraph
 
 __all__ = [
     "Bars",
     "Cell",
     "Grid",
     "HeatMap",
+    "LayeredGraph",
     "Lines",
     "Scatter",
     "Series",
