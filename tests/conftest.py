@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -16,6 +17,11 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     # One thread for each worker: workers that share cores only slow each other down. Set before torch
     # is imported, and inherited by the commands that tests start.
     os.environ["OMP_NUM_THREADS"] = "1"
+
+with contextlib.suppress(ImportError):
+    # Before any test imports nnsight, which adds a method to every object: imported after that, MLX ends the
+    # process. Where the package itself meets that order it helps itself; see the backend mlx.
+    import mlx.core  # noqa: F401
 
 Mech = Callable[..., "subprocess.CompletedProcess[str]"]
 

@@ -65,3 +65,26 @@ def test_generated_pages_are_up_to_date() -> None:
         [sys.executable, str(ROOT / "tools" / "make_docs.py"), "--check"], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout
+
+
+def test_the_readme_counts_architectures_and_backends() -> None:
+    from mech_interp.backends.huggingface.layouts import supported
+    from mech_interp.backends.registry import BACKENDS
+
+    words = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    assert f"[{len(supported())} architectures](docs/architectures.md)" in words
+    assert len(BACKENDS) == 5
+    assert "[five backends](docs/backends.md)" in words
+
+
+def test_every_identity_on_the_page_is_green_and_the_parity_record_holds() -> None:
+    import json
+
+    page = (ROOT / "docs" / "architectures.md").read_text(encoding="utf-8")
+    rows = page.partition("| architecture | logits |")[2].partition("\n\n")[0].splitlines()[2:]
+    assert len(rows) >= 26
+    assert all(row.split("|")[2].strip() == "✓" and "fails" not in row for row in rows)
+    record = json.loads((ROOT / "docs" / "parity.json").read_text(encoding="utf-8"))
+    for report in record["models"].values():
+        assert report["holds"]
+        assert set(report["backends"]) == {"hooks", "transformerlens", "nnsight", "mlx"}

@@ -103,8 +103,8 @@ SPECS = """\
 
 *Run here* marks the specs that were run, with the models that ship with the package, before this page was
 written. The others are for models from the hub: their parameters are checked by the tests, but they were not
-run here. Architectures without a layout in this version ({unopened}) are refused with a sentence before
-anything is loaded.
+run here. What a model or a backend cannot do is refused with a sentence before anything is loaded; see
+[architectures](architectures.md) and [backends](backends.md).
 
 | spec | family | model | run here |
 | --- | --- | --- | --- |
@@ -125,7 +125,7 @@ def page() -> str:
             f"{text}\n",
             table(family.Params, leave_out=shared_fields),
         ]
-    return "\n".join([*parts, "\n" + SPECS.format(unopened="Pythia, Qwen, Gemma") + specs(), ""])
+    return "\n".join([*parts, "\n" + SPECS + specs(), ""])
 
 
 def shared() -> str:

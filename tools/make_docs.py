@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from backend_docs import architectures_page, backends_page
+
 from mech_interp.sites import KINDS, Site
 
 ROOT = Path(__file__).parents[1]
@@ -35,7 +37,11 @@ def sites_page() -> str:
     return "\n".join(lines)
 
 
-PAGES = {"docs/sites.md": sites_page}
+PAGES = {
+    "docs/sites.md": sites_page,
+    "docs/architectures.md": architectures_page,
+    "docs/backends.md": backends_page,
+}
 
 
 def main() -> int:

@@ -57,7 +57,7 @@ def test_what_is_offered_and_what_is_refused(name: str) -> None:
         assert model.info.missing_kinds[kind] == why
     assert model.info.backend == "transformerlens"
     assert model.info.attention == "eager"
-    assert model.info.capabilities == frozenset(Capability)
+    assert model.info.capabilities == frozenset(Capability) - {Capability.EDGES}
 
 
 @pytest.mark.parametrize("name", WRAPPED)

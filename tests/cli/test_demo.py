@@ -41,19 +41,21 @@ def test_defaults(calls, capsys):
         "device": "auto",
         "dtype": "auto",
         "country": None,
+        "backend": "huggingface",
     }
     assert capsys.readouterr().out == "PANEL\n"
 
 
 def test_options_arrive(calls):
-    given = "-m gpt2 -o out --device cpu --dtype float64 --country Peru"
+    given = "-m gpt2 -o out --device cpu --dtype float64 --country Peru --backend hooks"
     assert main(["demo", *given.split()]) == 0
     (options,) = calls
-    assert [options[name] for name in ("model", "device", "dtype", "country")] == [
+    assert [options[name] for name in ("model", "device", "dtype", "country", "backend")] == [
         "gpt2",
         "cpu",
         "float64",
         "Peru",
+        "hooks",
     ]
     assert options["output"] == Path("out")
 

@@ -73,9 +73,9 @@ def test_an_architecture_without_a_layout_is_refused_before_weights_load(
     model: Path, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(toy.Toy, "needs", frozenset({"capture"}))
-    (model / "config.json").write_text(json.dumps({**toy.CONFIG, "model_type": "mamba"}))
+    (model / "config.json").write_text(json.dumps({**toy.CONFIG, "model_type": "nosuch"}))
     found = checked(model, home)
-    assert "'mamba', which has no layout" in found["architecture"].detail
+    assert "'nosuch' has no layout" in found["architecture"].detail
     assert found["architecture"].status == "failed"
 
 

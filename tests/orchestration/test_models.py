@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import time
 from pathlib import Path
@@ -85,3 +86,25 @@ def test_offline_leaves_the_environment_alone(monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(ModelError):
         find_model("nobody/no-such-model", offline=True)
     assert "HF_HUB_OFFLINE" not in os.environ
+
+
+def test_a_checkpoint_in_hookedtransformer_form_is_what_it_is_read_as(tmp_path: Path) -> None:
+    options = {
+        "n_layers": 1,
+        "d_model": 4,
+        "d_head": 2,
+        "n_heads": 2,
+        "n_ctx": 5,
+        "d_vocab": 7,
+        "attn_only": True,
+    }
+    (tmp_path / "config.json").write_text(json.dumps({**options, "normalization_type": None}))
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    found = find_model(str(tmp_path))
+    assert found.config["model_type"] == "mech-planted"
+    from mech_interp.backends import architectures
+
+    facts = architectures.of_config("it", found.config)
+    assert facts is not None
+    assert (facts.sizes.n_layers, facts.sizes.vocabulary) == (1, 7)
+    assert "attention-only" in facts.missing_kinds["mlp_out"]

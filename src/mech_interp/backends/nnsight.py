@@ -288,7 +288,7 @@ def _describe(
     return replace(
         base,
         backend="nnsight",
-        capabilities=base.capabilities - (set() if starts else {Capability.GRADIENTS}),
+        capabilities=base.capabilities - {Capability.EDGES} - (set() if starts else {Capability.GRADIENTS}),
         site_kinds=frozenset(kinds),
         missing_kinds={**base.missing_kinds, **hidden},
         missing_sites={**base.missing_sites, **some},

@@ -27,6 +27,7 @@ class Capability(enum.StrEnum):
     HEADS = "heads"
     WEIGHTS = "weights"
     GENERATE = "generate"
+    EDGES = "edges"
 
 
 @dataclass(frozen=True)

@@ -117,6 +117,7 @@ class BuiltIn:
 _TABLE = (
     BuiltIn(
         name=DEFAULT,
+        capabilities=_ALL | {"edges"},
         module="mech_interp.backends.huggingface.checkpoint",
         summary="runs a checkpoint's own modules, piece by piece (the default)",
         about="Runs the submodules of the checkpoint's Hugging Face model one after the other, so that every "

@@ -23,7 +23,7 @@ from mech_interp.backends.huggingface.generation import default_stops
 from mech_interp.backends.huggingface.layouts.base import Layout
 from mech_interp.backends.huggingface.model import HuggingFaceModel
 from mech_interp.backends.huggingface.opening import library_logits, open_module
-from mech_interp.backends.protocol import ModelInfo
+from mech_interp.backends.protocol import Capability, ModelInfo
 from mech_interp.backends.tokens import Tokens
 from mech_interp.backends.transformerlens_bridge import quiet, require_package, unsupported_reason, wrap
 from mech_interp.backends.transformerlens_sites import Place, find_hooks, places_of, shaped
@@ -223,7 +223,8 @@ def open_loaded(loaded: Loaded, *, compatibility: bool = False) -> TransformerLe
 
 def _with_its_sites(engine: HuggingFaceModel, bridge: Any) -> TransformerLensModel:
     """The model with the sites that the bridge proves to carry."""
-    info = replace(engine.info, backend="transformerlens", attention="eager")
+    able = engine.info.capabilities - {Capability.EDGES}
+    info = replace(engine.info, backend="transformerlens", attention="eager", capabilities=able)
 
     def opened(info: ModelInfo, hooks: Mapping[Place, str]) -> TransformerLensModel:
         return TransformerLensModel(info, engine.tokenizer, bridge, engine.layout, hooks)

@@ -42,6 +42,10 @@ COMMANDS: dict[str, Entry] = {
         "Start here",
         demo=("demo:demo", "How a model recalls facts: attribution, logit lens and patching in one panel."),
         models=("models:models", "The models that work offline, and how to name others."),
+        list_hf_architectures=(
+            "architectures:list_hf_architectures",
+            "The architectures that can be opened, and the sites of each.",
+        ),
         help=("help:show_help", "What a command does and which options it takes."),
     ),
     **_entries(
@@ -68,6 +72,7 @@ COMMANDS: dict[str, Entry] = {
         "Check and keep runs",
         verify=("verify:verify", "Are the files of a run those that it wrote?"),
         replay=("replay:replay", "Do the same numbers come out again?"),
+        parity=("parity:parity", "Do all backends give the same numbers for this model?"),
         export_run=("export:export_run", "Runs as one file: zip with receipt, JSON or CSV."),
         archive_runs=(
             "archive:archive_runs",

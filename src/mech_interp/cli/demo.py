@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from mech_interp.cli.access import settings_of
-from mech_interp.cli.options import Home, complete_models
+from mech_interp.cli.options import Home, complete_backends, complete_models
 from mech_interp.cli.output import Format, Output
 
 
@@ -35,6 +35,10 @@ def demo(
     dtype: Annotated[
         str, typer.Option(metavar="NAME", help="auto, float32, float64, bfloat16 or float16.")
     ] = "auto",
+    backend: Annotated[
+        str,
+        typer.Option(metavar="NAME", help="What runs the model.", autocompletion=complete_backends),
+    ] = "huggingface",
     home: Home = None,
 ) -> None:
     """How a model recalls facts: attribution, logit lens and patching in one panel.
@@ -52,6 +56,7 @@ def demo(
         country=country,
         console=out.console,
         settings=settings_of(home=home),
+        backend=backend,
     )
     if out.format is Format.JSON:
         out.document(summary)

@@ -62,6 +62,16 @@ def complete_models(incomplete: str) -> list[str]:
     return [name for name in names if name.startswith(incomplete)]
 
 
+def complete_backends(incomplete: str) -> list[str]:
+    """Backends that can be named."""
+    from mech_interp.orchestration import backends
+
+    try:
+        return [name for name in backends.names() if name.startswith(incomplete)]
+    except MechError:
+        return []
+
+
 def a_file(path: Path | None) -> Path | None:
     """The path of a file to write.
 
@@ -117,7 +127,13 @@ Device = Annotated[
 
 Backend = Annotated[
     str | None,
-    typer.Option("--backend", metavar="NAME", help="What runs the model.", show_default="the spec's"),
+    typer.Option(
+        "--backend",
+        metavar="NAME",
+        help="What runs the model.",
+        autocompletion=complete_backends,
+        show_default="the spec's",
+    ),
 ]
 
 Family = Annotated[

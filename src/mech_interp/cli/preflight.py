@@ -74,10 +74,11 @@ def _draw(console: Console, found: Sequence[tuple[str, list[Check]]]) -> None:
         if index:
             console.print()
         console.print(Text(name, style="bold"))
-        _draw_checks(console, listed)
+        draw_checks(console, listed)
 
 
-def _draw_checks(console: Console, listed: Sequence[Check]) -> None:
+def draw_checks(console: Console, listed: Sequence[Check], well: str = "Ready to run.") -> None:
+    """A line per check, and what they come to: `well` where nothing is wrong."""
     from rich.table import Table
     from rich.text import Text
 
@@ -99,4 +100,4 @@ def _draw_checks(console: Console, listed: Sequence[Check]) -> None:
         for status, n in counts.items()
         if n
     ]
-    console.print(f"{', '.join(told)}." if told else "Ready to run.", highlight=False)
+    console.print(f"{', '.join(told)}." if told else well, highlight=False)

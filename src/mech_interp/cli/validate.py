@@ -36,6 +36,14 @@ def validate(
             help="Check sites, heads and answer tokens with each model's config and tokenizer too.",
         ),
     ] = False,
+    smoke: Annotated[
+        bool,
+        typer.Option(
+            "--smoke",
+            help="Check this installation instead: device, a bundled model, every kind of hook, the store, "
+            "families and backends.",
+        ),
+    ] = False,
 ) -> None:
     """Check specs: a file, a folder, or all that are found.
 
@@ -43,6 +51,11 @@ def validate(
     """
     output: Output = context.obj
     settings = settings_of()
+    if smoke:
+        if paths or directory or with_models:
+            raise InputError("--smoke checks the installation, not specs.", "Give it alone.")
+        _smoke(output, settings)
+        return
     given = [*(paths or ()), *([directory] if directory else ())]
     checked = [one for path in _files(given, settings) for one in check_file(path, settings, with_models)]
     wrong = [one for one in checked if one["problem"]]
@@ -52,6 +65,27 @@ def validate(
         quiet=[f"{one['path']}: {one['problem']}" for one in wrong],
     )
     if wrong:
+        raise typer.Exit(UNSOUND)
+
+
+def _smoke(output: Output, settings: Settings) -> None:
+    """The checklist of the installation; exits with 8 where a check fails."""
+    import time
+
+    from mech_interp.cli import progress
+    from mech_interp.cli.preflight import draw_checks
+    from mech_interp.orchestration.smoke import passes, smoke
+
+    began = time.perf_counter()
+    with progress.shown(output, "checking the installation"):
+        found = list(smoke(settings))
+    passed, seconds = passes(found), round(time.perf_counter() - began, 1)
+    output.emit(
+        {"ok": passed, "seconds": seconds, "checks": [check.to_dict() for check in found]},
+        lambda console: draw_checks(console, found, well=f"All right, in {seconds} s."),
+        quiet=[f"{check.name}: {check.status}" for check in found],
+    )
+    if not passed:
         raise typer.Exit(UNSOUND)
 
 

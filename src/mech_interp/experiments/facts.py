@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from mech_interp.errors import InputError, ModelError
 from mech_interp.sites import Site
+
+if TYPE_CHECKING:
+    from mech_interp.backends.architectures import Architecture
 
 # Names of the same fact in the configs of different architectures, the commonest first.
 _LAYERS = ("num_hidden_layers", "n_layer", "num_layers")
@@ -15,11 +18,17 @@ _HEADS = ("num_attention_heads", "n_head", "num_heads")
 _WIDTH = ("hidden_size", "n_embd", "d_model")
 _MLP = ("intermediate_size", "n_inner", "ffn_dim")
 _CONTEXT = ("max_position_embeddings", "n_positions", "n_ctx")
+_OTHERS = "List what each architecture has with: mech list-hf-architectures"
 
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """Sizes (counts) and architecture of a model; layers and heads count from 0."""
+    """Sizes (counts) and architecture of a model; layers and heads count from 0.
+
+    `missing_kinds` and `missing_sites` (kind and layer) say why the model, on the backend that is to run
+    it, lacks a site, `capture_only` why it can be read but not changed; all are empty where that is known
+    only once it is loaded.
+    """
 
     name: str
     architecture: str
@@ -31,6 +40,35 @@ class ModelFacts:
     d_mlp: int
     vocabulary: int
     context: int | None
+    missing_kinds: Mapping[str, str] = field(default_factory=dict)
+    missing_sites: Mapping[tuple[str, int], str] = field(default_factory=dict)
+    capture_only: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, name: str, config: Mapping[str, Any], architecture: Architecture | None) -> ModelFacts:
+        """What the architecture says, where it is known; otherwise what the ``config.json`` does.
+
+        Raises:
+            ModelError: see `from_config`.
+        """
+        if architecture is None:
+            return cls.from_config(name, config)
+        sizes = architecture.sizes
+        return cls(
+            name=name,
+            architecture=architecture.model_type,
+            n_layers=sizes.n_layers,
+            n_heads=sizes.n_heads,
+            n_kv_heads=sizes.n_kv_heads,
+            d_model=sizes.d_model,
+            d_head=sizes.d_head,
+            d_mlp=sizes.d_mlp,
+            vocabulary=sizes.vocabulary,
+            context=sizes.context,
+            missing_kinds=architecture.missing_kinds,
+            missing_sites=architecture.missing_sites,
+            capture_only=architecture.capture_only,
+        )
 
     @classmethod
     def from_config(cls, name: str, config: Mapping[str, Any]) -> ModelFacts:
@@ -73,13 +111,38 @@ class ModelFacts:
             )
         return layer % self.n_layers
 
-    def check_site(self, site: Site | str, what: str = "site") -> Site:
-        """The site, parsed, with layer and head that the model has.
+    def why_missing(self, kind: str, layer: int | None = None) -> str | None:
+        """Why the model has no such site; None where it has, as far as is known."""
+        if kind in self.missing_kinds:
+            return self.missing_kinds[kind]
+        return None if layer is None else self.missing_sites.get((kind, layer))
+
+    def check_kinds(self, kinds: Iterable[str], family: str, layers: Iterable[int] | None = None) -> None:
+        """Refuse what a family cannot do without.
+
+        Raises:
+            InputError: with the reason why the model lacks it.
+        """
+        chosen = range(self.n_layers) if layers is None else list(layers)
+        for kind in kinds:
+            reasons = [self.why_missing(kind), *(self.why_missing(kind, layer) for layer in chosen)]
+            why = next((reason for reason in reasons if reason is not None), None)
+            if why is not None:
+                raise InputError(f"{family} needs {kind}, which {self.name} does not have: {why}.", _OTHERS)
+
+    def check_site(self, site: Site | str, what: str = "site", *, changed: bool = False) -> Site:
+        """The site, parsed, with layer and head that the model has; `changed` if it is to be changed.
 
         Raises:
             InputError: naming what the model has instead.
         """
         parsed = Site.parse(site)
+        why = self.why_missing(parsed.kind, parsed.layer)
+        if why is not None:
+            raise InputError(f"{what} is {parsed}, which {self.name} does not have: {why}.", _OTHERS)
+        if changed and parsed.kind in self.capture_only:
+            why = self.capture_only[parsed.kind]
+            raise InputError(f"{what} is {parsed}, which can be read but not changed: {why}.", _OTHERS)
         if parsed.layer is not None and parsed.layer >= self.n_layers:
             last = str(Site(parsed.kind, self.n_layers - 1))
             raise InputError(

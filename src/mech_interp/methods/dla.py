@@ -146,7 +146,10 @@ class _Splitter:
         layers = range(info.n_layers)
         kinds = ("z", "attn_out_own", "attn_out", "mlp_out")
         self.sites = [Site("embed"), *([Site("pos_embed")] if self.with_positions else [])]
-        self.sites += [Site(kind, layer) for layer in layers for kind in kinds]
+        lacking = {("mlp_out", layer) for layer in layers if "mlp_out" not in info.site_kinds}
+        lacking |= set(info.missing_sites)
+        self.mlps = {layer for layer in layers if ("mlp_out", layer) not in lacking}  # not in attention-only
+        self.sites += [Site(kind, n) for n in layers for kind in kinds if kind != "mlp_out" or n in self.mlps]
         self.sites += [Site("resid_post", info.n_layers - 1), Site("ln_final")]
 
     def add(self, tokens: Tokens, position: int, answers: Any, index: Any) -> None:
@@ -187,7 +190,8 @@ class _Splitter:
             parts.append((Component("pos_embed"), _dot(along.pulled, vectors[Site("pos_embed")])))
         for layer in range(self.model.info.n_layers):
             parts += self._attention(layer, vectors, along.pulled)
-            parts.append((Component("mlp", layer), _dot(along.pulled, vectors[Site("mlp_out", layer)])))
+            if layer in self.mlps:
+                parts.append((Component("mlp", layer), _dot(along.pulled, vectors[Site("mlp_out", layer)])))
         beta = _weight(self.model, "ln_final.b")
         if beta is not None:
             parts.append((Component("norm_bias"), _dot(along.raw, beta)))

@@ -1,4 +1,4 @@
-"""The backends that can run a model, found by name; installed packages add theirs.
+"""The backends that can run a model, found by name: those of mech, and those that installed packages add.
 
 An entry point of the group `mech_interp.backends` names a `Backend`, or a function without arguments
 that returns one.
@@ -10,14 +10,15 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from mech_interp.backends import registry
+from mech_interp.backends.registry import BuiltIn
 from mech_interp.config.plugins import BACKENDS, Plugin, first_line, plugins
-from mech_interp.errors import CapabilityError, InputError, MechError, nearest
+from mech_interp.errors import CapabilityError, MechError
 from mech_interp.orchestration.models import FoundModel
 
 if TYPE_CHECKING:
+    from mech_interp.backends.architectures import Architecture
     from mech_interp.backends.protocol import InstrumentedModel
-
-DEFAULT = "huggingface"
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,11 @@ def _anything(model: FoundModel) -> None:
     """No check: the backend says what is wrong when it loads."""
 
 
+def _unknown(model: FoundModel) -> Architecture | None:
+    """Nothing is known about the model's sites before it is loaded."""
+    return None
+
+
 @dataclass(frozen=True)
 class Backend:
     """What runs models.
@@ -41,8 +47,13 @@ class Backend:
         name: what specs call it.
         capabilities: what it can do, as values of `backends.protocol.Capability`.
         load: opens a found model.
-        check: refuses, before weights load, a model that it cannot open.
+        check: refuses, before weights load, a model that it cannot open, or a package that is missing.
         summary: one line for lists.
+        attention: settings that it can run, its own first.
+        devices: where it can run, the preferred first.
+        dtypes: number formats that it can compute in.
+        describe: the model's architecture with the sites that it will lack here, or None if unknown.
+        bound: largest relative difference from the default backend in float32 that parity allows.
     """
 
     name: str
@@ -50,6 +61,15 @@ class Backend:
     load: Callable[[FoundModel, Place], InstrumentedModel]
     check: Callable[[FoundModel], None] = _anything
     summary: str = ""
+    attention: tuple[str, ...] = ("sdpa", "eager")
+    devices: tuple[str, ...] = ("cuda", "mps", "cpu")
+    dtypes: tuple[str, ...] = ("float32", "float64", "bfloat16", "float16")
+    describe: Callable[[FoundModel], Architecture | None] = _unknown
+    bound: float = 1e-4
+
+    def attention_for(self, wanted: str) -> str:
+        """The attention implementation that it runs where `wanted` is asked for."""
+        return wanted if wanted in self.attention else self.attention[0]
 
 
 def backend(name: str) -> Backend:
@@ -57,22 +77,20 @@ def backend(name: str) -> Backend:
 
     Raises:
         InputError: there is none.
+        MissingExtraError: the package that it needs is not installed.
         PluginError: the package that brings it is broken.
     """
-    if name == DEFAULT:
-        return _huggingface()
-    offers = [plugin for plugin in plugins(BACKENDS) if plugin.name == name]
+    offers = [] if name in registry.BACKENDS else [one for one in plugins(BACKENDS) if one.name == name]
     if offers:
         return _added(offers[0])
-    known = names()
-    raise InputError(
-        f"There is no backend {name!r:.80}.", nearest(name, known) or f"Installed: {', '.join(known)}."
-    )
+    chosen = registry.built_in(name, others=_plugin_names())
+    chosen.require()
+    return _of_mech(chosen)
 
 
 def names() -> list[str]:
-    """The installed backends."""
-    return [DEFAULT, *sorted({plugin.name for plugin in plugins(BACKENDS)} - {DEFAULT})]
+    """Every backend that there is, installed or not: those of mech, then those of other packages."""
+    return [*registry.BACKENDS, *_plugin_names()]
 
 
 def require(chosen: Backend, needs: Iterable[str], family: str) -> None:
@@ -85,50 +103,99 @@ def require(chosen: Backend, needs: Iterable[str], family: str) -> None:
     lacking = sorted(wanted - chosen.capabilities)
     if not lacking:
         return
-    able = [name for name in names() if name != chosen.name and wanted <= _capabilities(name)]
     raise CapabilityError(
         f"The family {family} needs {', '.join(lacking)}, which the backend {chosen.name} cannot do.",
-        f"Use backend: {' or '.join(able)}." if able else "No installed backend can.",
+        able_hint(wanted, besides=chosen.name),
     )
 
 
-def _huggingface() -> Backend:
-    from mech_interp.backends.protocol import Capability
+def require_of_model(model: InstrumentedModel, needs: Iterable[str], family: str) -> None:
+    """Refuse a family that needs what this opened model cannot do on its backend.
 
-    return Backend(
-        DEFAULT,
-        frozenset(map(str, Capability)),
-        _load_huggingface,
-        _check_huggingface,
-        "runs a checkpoint's own modules, piece by piece",
-    )
-
-
-def _load_huggingface(model: FoundModel, place: Place) -> InstrumentedModel:
-    from mech_interp.backends.huggingface.checkpoint import open_folder
-
-    return open_folder(
-        model.folder,
-        name=model.name,
-        source=model.source,
-        device=place.device,
-        dtype=place.dtype,
-        attention=place.attention,
-    )
-
-
-def _check_huggingface(model: FoundModel) -> None:
-    from mech_interp.backends.huggingface.layouts import supported
-
-    kind = model.config.get("model_type")
-    if kind not in supported():
+    Raises:
+        CapabilityError: naming what is missing and why, as far as the model says it.
+    """
+    info = model.info
+    lacking = sorted({str(need) for need in needs} - {str(one) for one in info.capabilities})
+    if lacking:
         raise CapabilityError(
-            f"{model.name} has the architecture {kind!r}, which has no layout in this version.",
-            f"Architectures that can be opened: {', '.join(supported())}.",
+            f"The family {family} needs {', '.join(lacking)}, which the backend {info.backend} cannot do for "
+            f"{info.name} ({info.architecture}).",
+            info.notice or "Choose a model of another architecture.",
         )
 
 
+def require_at_block_level(chosen: Backend, needs: Iterable[str], family: str, model: FoundModel) -> None:
+    """Refuse a family that needs more than a model without a layout has on mech's own backends.
+
+    Raises:
+        CapabilityError: naming what is missing.
+    """
+    if chosen.name not in registry.BACKENDS:
+        return
+    from mech_interp.backends.block_level import CAPABILITIES
+
+    lacking = sorted({str(need) for need in needs} - {str(one) for one in CAPABILITIES})
+    if lacking:
+        raise CapabilityError(
+            f"The family {family} needs {', '.join(lacking)}, which {model.name} offers on no backend: the "
+            f"architecture {model.config.get('model_type')!r} has no layout, so it runs at block level.",
+            "Architectures with all their sites: mech list-hf-architectures",
+        )
+
+
+def able_hint(needs: Iterable[str], besides: str = "") -> str:
+    """Which backends have these capabilities, as advice."""
+    wanted = {str(need) for need in needs}
+    found = [name for name in names() if name != besides and wanted <= _capabilities(name)]
+    return f"Use backend: {' or '.join(found)}." if found else "No backend can."
+
+
+def _of_mech(one: BuiltIn) -> Backend:
+    def load(model: FoundModel, place: Place) -> InstrumentedModel:
+        return one.open_folder(
+            model.folder,
+            name=model.name,
+            source=model.source,
+            device=place.device,
+            dtype=place.dtype,
+            attention=place.attention,
+        )
+
+    return Backend(
+        name=one.name,
+        capabilities=one.capabilities,
+        load=load,
+        check=lambda model: _check(one, model),
+        summary=one.summary,
+        attention=one.attention,
+        devices=one.devices,
+        dtypes=one.dtypes,
+        describe=lambda model: _describe(one, model),
+        bound=one.bound,
+    )
+
+
+def _check(one: BuiltIn, model: FoundModel) -> None:
+    from mech_interp.backends import architectures
+
+    one.require()
+    architectures.check_runs(one.name, model.name, model.config)
+
+
+def _describe(one: BuiltIn, model: FoundModel) -> Architecture | None:
+    from mech_interp.backends import architectures
+
+    return architectures.on_backend(one.name, model.name, model.config)
+
+
+def _plugin_names() -> list[str]:
+    return sorted({plugin.name for plugin in plugins(BACKENDS)} - set(registry.BACKENDS))
+
+
 def _capabilities(name: str) -> frozenset[str]:
+    if name in registry.BACKENDS:
+        return registry.BACKENDS[name].capabilities
     try:
         return backend(name).capabilities
     except MechError:

@@ -15,7 +15,7 @@ from mech_interp.errors import MechError
 from mech_interp.experiments import registry
 from mech_interp.experiments.facts import ModelFacts
 from mech_interp.orchestration import backends, memory
-from mech_interp.orchestration.prepare import Prepared, choose_place, data_hashes, prepare
+from mech_interp.orchestration.prepare import Prepared, choose_place, data_hashes, facts_of, prepare
 from mech_interp.orchestration.runner import shared_session
 from mech_interp.orchestration.session import Session
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from mech_interp.config.settings import Settings
     from mech_interp.config.spec import Spec
     from mech_interp.experiments.family import Family
-    from mech_interp.orchestration.backends import Place
+    from mech_interp.orchestration.backends import Backend, Place
     from mech_interp.orchestration.models import FoundModel
 
 Status = Literal["ok", "warning", "failed", "skipped"]
@@ -71,6 +71,7 @@ class _Preflight:
         self._checks: list[Check] = []
         self._family: Family[Any] | None = None
         self._params: BaseModel | None = None
+        self._backend: Backend | None = None
         self._model: FoundModel | None = None
         self._facts: ModelFacts | None = None
         self._place: Place | None = None
@@ -128,22 +129,23 @@ class _Preflight:
         chosen = backends.backend(self._spec.backend)
         if self._family is not None:
             backends.require(chosen, self._family.needs, self._family.name)
+        self._backend = chosen
         return "ok", f"{chosen.name}: {chosen.summary or 'no description'}"
 
     def _find_model(self) -> tuple[Status, str]:
         self._model = model = self._session.find(self._spec.model, self._spec.revision)
-        self._facts = ModelFacts.from_config(self._spec.model, model.config)
         size = memory.spoken_bytes(model.weight_bytes)
         return "ok", f"{model.name}, {size}, weights {model.weights_hash[:12]}"
 
     def _check_architecture(self) -> tuple[Status, str]:
-        model, facts = _need(self._model, "the model"), _need(self._facts, "the model")
-        if _need(self._family, "the family").needs:
-            backends.backend(self._spec.backend).check(model)
+        model, family = _need(self._model, "the model"), _need(self._family, "the family")
+        facts = facts_of(self._spec.model, family, _need(self._backend, "the backend"), model)
+        self._facts = facts
         return "ok", f"{facts.architecture}, {facts.n_layers} layers of {facts.n_heads} heads"
 
     def _choose_device(self) -> tuple[Status, str]:
-        self._place = choose_place(self._spec, self._settings, _need(self._model, "the model"))
+        model, backend = _need(self._model, "the model"), _need(self._backend, "the backend")
+        self._place = choose_place(self._spec, self._settings, model, backend)
         return "ok", f"{self._place.dtype} on {self._place.device}, {self._place.attention} attention"
 
     def _load_tokenizer(self) -> tuple[Status, str]:

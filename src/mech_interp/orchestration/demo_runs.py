@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mech_interp.config.spec import Spec
+from mech_interp.experiments import registry
+from mech_interp.orchestration import backends
+from mech_interp.orchestration.prepare import place_of
 from mech_interp.orchestration.progress import Listener
 from mech_interp.orchestration.runner import RunOutcome, run_spec, shared_session
 from mech_interp.orchestration.session import Session
@@ -28,7 +33,9 @@ _FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def demo_specs(model: str, *, device: str = "auto", dtype: str = "auto") -> list[Spec]:
+def demo_specs(
+    model: str, *, device: str = "auto", dtype: str = "auto", backend: str = "huggingface"
+) -> list[Spec]:
     """The specs of the demo, one for each family that it shows."""
     data = {"task": "facts", "n": MOST, "task_options": {"templates": [TEMPLATE]}}
     return [
@@ -38,6 +45,7 @@ def demo_specs(model: str, *, device: str = "auto", dtype: str = "auto") -> list
                 "family": family,
                 "description": question,
                 "model": model,
+                "backend": backend,
                 "device": device,
                 "dtype": dtype,
                 "parameters": {**data, **more},
@@ -48,12 +56,37 @@ def demo_specs(model: str, *, device: str = "auto", dtype: str = "auto") -> list
     ]
 
 
+def open_for_demo(
+    model: str, settings: Settings, *, backend: str, device: str = "auto", dtype: str = "auto"
+) -> InstrumentedModel:
+    """The model on the backend; refused before it is loaded where a method of the demo could not run.
+
+    Raises:
+        CapabilityError, MissingExtraError: the backend cannot, or is not installed.
+        ModelError: the model cannot be found or opened.
+    """
+    chosen = backends.backend(backend)
+    for spec in demo_specs(model, backend=backend):
+        backends.require(chosen, registry.get(spec.family).needs, spec.family)
+    session = Session(settings)
+    try:
+        found = session.find(model, None)
+    finally:
+        session.close()
+    chosen.check(found)
+    if Path(found.source).expanduser().is_dir():
+        found = replace(found, name=found.folder.resolve().name)  # a title is no place for a path
+    wanted = (settings.device if device == "auto" else device, settings.dtype if dtype == "auto" else dtype)
+    return chosen.load(found, place_of(*wanted, "sdpa", found, chosen))
+
+
 def store_demo_runs(
     model_name: str,
     settings: Settings,
     *,
     device: str = "auto",
     dtype: str = "auto",
+    backend: str = "huggingface",
     model: InstrumentedModel | None = None,
     progress: Listener | None = None,
     session: Session | None = None,
@@ -70,7 +103,11 @@ def store_demo_runs(
     return [
         str(done.run_id)
         for done in demo_outcomes(
-            demo_specs(model_name, device=device, dtype=dtype), settings, model, progress, session
+            demo_specs(model_name, device=device, dtype=dtype, backend=backend),
+            settings,
+            model,
+            progress,
+            session,
         )
     ]
 

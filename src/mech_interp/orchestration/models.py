@@ -25,7 +25,7 @@ class FoundModel:
         name: what the spec calls it.
         source: what that name stands for (an alias resolved).
         folder: where its files are.
-        config: its `config.json`.
+        config: its `config.json` (of a checkpoint in HookedTransformer form, what it is read as).
         weights_hash, tokenizer_hash: SHA-256 of its files, as a loaded model states them.
         weight_bytes: size of the weight files.
     """
@@ -72,13 +72,14 @@ def find_model(
     with _offline(offline):
         folder = find_folder(source, revision)
     files = _weight_files(folder, name)
+    config_file, config = _stated(folder, name)
     return FoundModel(
         name=name,
         source=source,
         revision=revision,
         folder=folder,
-        config=_config(folder, name),
-        weights_hash=hashes.together([folder / "config.json", *files]),
+        config=config,
+        weights_hash=hashes.together([config_file, *files]),
         tokenizer_hash=hashes.together(sorted(folder.glob("tokenizer*.json"))),
         weight_bytes=sum(file.stat().st_size for file in files),
     )
@@ -94,6 +95,22 @@ def _weight_files(folder: Path, name: str) -> list[Path]:
             "Use a safetensors version of it.",
         )
     raise ModelError(f"The folder of {name} holds no weights.", "It should contain model.safetensors.")
+
+
+def _stated(folder: Path, name: str) -> tuple[Path, dict[str, Any]]:
+    """The file that describes the model, and its config; of a HookedTransformer the one it is read as."""
+    file = folder / "config.json"
+    config = _config(folder, name)
+    if "model_type" in config:
+        return file, config
+    from mech_interp.backends.huggingface.checkpoint import hooked_options
+
+    hooked = hooked_options(folder)
+    if hooked is None:
+        return file, config
+    from mech_interp.backends.huggingface.hooked_convert import config_of
+
+    return hooked[0], dict(config_of(hooked[1]).to_dict())
 
 
 def _config(folder: Path, name: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from mech_interp.config.canonical import digest, spec_content
 from mech_interp.config.overrides import SHARED
 from mech_interp.config.parameters import resolve_parameters
-from mech_interp.errors import InputError
+from mech_interp.errors import CapabilityError, InputError
 from mech_interp.experiments import registry
 from mech_interp.experiments.errors import FamilyError
 from mech_interp.experiments.facts import ModelFacts
@@ -71,11 +71,9 @@ def prepare(spec: Spec, session: Session, *, tags: Sequence[str] = ()) -> Prepar
     backend = backends.backend(spec.backend)
     backends.require(backend, family.needs, family.name)
     model = session.find(spec.model, spec.revision)
-    if family.needs:
-        backend.check(model)
-    facts = ModelFacts.from_config(spec.model, model.config)
+    facts = facts_of(spec.model, family, backend, model)
     family.check(params, facts, model.tokenizer)
-    place = choose_place(spec, session.settings, model)
+    place = choose_place(spec, session.settings, model, backend)
     datasets = data_hashes(family, params, model, spec.seed)
     return Prepared(
         spec=filled_in(spec, params, tags),
@@ -91,23 +89,58 @@ def prepare(spec: Spec, session: Session, *, tags: Sequence[str] = ()) -> Prepar
     )
 
 
-def choose_place(spec: Spec, settings: Settings, model: FoundModel) -> Place:
-    """Device, dtype and attention with `auto` replaced by what it stands for here.
+def facts_of(name: str, family: Family[Any], backend: Backend, model: FoundModel) -> ModelFacts:
+    """What is known of a model on a backend before its weights load.
+
+    Raises:
+        CapabilityError: the backend cannot open the model, or not as the family needs it.
+    """
+    if not family.needs:
+        return ModelFacts.from_config(name, model.config)
+    backend.check(model)
+    architecture = backend.describe(model)
+    if architecture is None:
+        backends.require_at_block_level(backend, family.needs, family.name, model)
+    return ModelFacts.of(name, model.config, architecture)
+
+
+def choose_place(spec: Spec, settings: Settings, model: FoundModel, backend: Backend) -> Place:
+    """Device, dtype and attention that the backend will use, `auto` replaced by what it stands for here.
 
     Raises:
         InputError: this machine has no such device.
+        CapabilityError: the backend cannot use it.
     """
     device = settings.device if spec.device == "auto" else spec.device
-    if device != "cpu":
+    dtype: str = settings.dtype if spec.dtype == "auto" else spec.dtype
+    return place_of(device, dtype, spec.attention, model, backend)
+
+
+def place_of(device: str, dtype: str, attention: str, model: FoundModel, backend: Backend) -> Place:
+    """`choose_place` of plain values."""
+    if device == "auto":
+        from mech_interp.backends.registry import on_this_machine
+
+        device = on_this_machine(backend.devices)
+    elif device != "cpu":
         from mech_interp.backends.huggingface.checkpoint import resolve_device
 
         device = resolve_device(device)
-    dtype: str = settings.dtype if spec.dtype == "auto" else spec.dtype
+    if device.partition(":")[0] not in backend.devices:
+        raise CapabilityError(
+            f"The backend {backend.name} does not run on {device}.",
+            f"Use --device {' or '.join(backend.devices)}, or another backend.",
+        )
     if dtype == "auto":
         stated = str(model.config.get("dtype") or model.config.get("torch_dtype"))
         known = stated in ("float32", "float64", "bfloat16", "float16")
         dtype = stated if known and device != "cpu" else "float32"
-    return Place(device, dtype, spec.attention)
+    if dtype not in backend.dtypes:
+        raise CapabilityError(
+            f"The backend {backend.name} does not compute in {dtype}.",
+            f"Use dtype: {' or '.join(backend.dtypes)}, or another backend.",
+        )
+    return Place(device, dtype, backend.attention_for(attention))
 
 
 def data_hashes(family: Family[Any], params: BaseModel, model: FoundModel, seed: int) -> dict[str, str]:
@@ -150,6 +183,7 @@ def run_key(
     return digest(
         {
             **content,
+            "attention": place.attention,
             "tokenizer": model.tokenizer_hash,
             "datasets": sorted(datasets.values()),
             "family_version": version,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mech_interp.errors import ModelError
+from mech_interp.orchestration.backends import require_of_model
 from mech_interp.orchestration.hashes import CACHE, FileHashes
 from mech_interp.orchestration.models import FoundModel, find_model
 
@@ -29,6 +30,7 @@ class Session:
         self._cache_home = cache_home or settings.home
         self._found: dict[tuple[str, str | None], FoundModel] = {}
         self._opened: tuple[tuple[str, ...], InstrumentedModel] | None = None
+        self._adopted = False
 
     @cached_property
     def store(self) -> Store:
@@ -69,6 +71,7 @@ class Session:
 
         Raises:
             ModelError, IdentityError: see `load_model`; also when the files are not those of the run key.
+            CapabilityError: the family needs what this model cannot do on its backend.
         """
         found, place = prepared.model, prepared.place
         wanted = (
@@ -81,18 +84,23 @@ class Session:
             place.attention,
         )
         if self._opened is None or self._opened[0] != wanted:
-            self._opened = None  # the old one goes before the new one comes: memory may hold only one
+            self._let_go()  # the old one goes before the new one comes: memory may hold only one
             model = prepared.backend.load(found, place)
+            self._opened = (wanted, model)
             if model.info.weights_hash != found.weights_hash:
+                self._let_go()
                 raise ModelError(
                     f"The files of {found.name} have changed since they were hashed.",
                     "Run the same command again.",
                 )
-            self._opened = (wanted, model)
-        return self._opened[1]
+        model = self._opened[1]
+        require_of_model(model, prepared.family.needs, prepared.family.name)
+        return model
 
     def adopt(self, model: InstrumentedModel) -> None:
-        """Use an opened model for the runs that need just this one."""
+        """Use an opened model for the runs that need just this one; closing it stays with the caller."""
+        self._let_go()
+        self._adopted = True
         info = model.info
         wanted = (info.weights_hash, info.tokenizer_hash, info.name, info.backend)
         self._opened = ((*wanted, info.device.removesuffix(":0"), info.dtype, info.attention), model)
@@ -109,6 +117,14 @@ class Session:
 
     def close(self) -> None:
         """Let go of the store and the model."""
-        self._opened = None
+        self._let_go()
         if "store" in vars(self):
             self.store.close()
+
+    def _let_go(self) -> None:
+        """Close the model, if it was opened here: a backend gives back what opening changed."""
+        opened, adopted = self._opened, self._adopted
+        self._opened, self._adopted = None, False
+        close = getattr(opened[1], "close", None) if opened is not None and not adopted else None
+        if callable(close):
+            close()

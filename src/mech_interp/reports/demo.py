@@ -68,6 +68,7 @@ def run_demo(
     country: str | None,
     console: Console,
     settings: Settings,
+    backend: str = "huggingface",
 ) -> dict[str, Any]:
     """Load a model, run the three methods, print the panel, write `summary.{md,json,png}`.
 
@@ -81,19 +82,24 @@ def run_demo(
     Raises:
         MechError: for a model that cannot be opened, or whose tokenizer splits too many capitals.
     """
-    from mech_interp.orchestration.demo_runs import store_demo_runs
+    from mech_interp.orchestration.demo_runs import open_for_demo, store_demo_runs
     from mech_interp.reports import demo_pages
 
     began = time.perf_counter()
     files = _files(output)
     with console.status(f"Opening {model} …") if console.is_terminal else nullcontext():
-        from mech_interp.backends.loading import load_model
-
-        opened = load_model(model, device=device, dtype=dtype, aliases=settings.aliases)
+        opened = open_for_demo(model, settings, backend=backend, device=device, dtype=dtype)
     status = console.status("Running the model in pieces …") if console.is_terminal else nullcontext()
-    with status, few_threads(opened):
-        demo = measure(opened, country)
-        run_ids = store_demo_runs(model, settings, device=device, dtype=dtype, model=opened)
+    try:
+        with status, few_threads(opened):
+            demo = measure(opened, country)
+            run_ids = store_demo_runs(
+                model, settings, device=device, dtype=dtype, backend=backend, model=opened
+            )
+    finally:
+        close = getattr(opened, "close", None)
+        if callable(close):
+            close()
     summary = summarise(demo, files, run_ids, time.perf_counter() - began)
     demo_pages.write(demo, summary, files)
     demo_pages.show(demo, summary, console)
@@ -198,6 +204,7 @@ def summarise(
     return {
         "model": {
             "name": info.name,
+            "backend": info.backend,
             "architecture": info.architecture,
             "parameters": info.n_parameters,
             "layers": info.n_layers,

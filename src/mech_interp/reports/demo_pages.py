@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.text import Text
 
+    from mech_interp.backends.protocol import ModelInfo
     from mech_interp.statistics import Estimate
 
 
@@ -52,7 +53,7 @@ def show(demo: Demo, summary: Mapping[str, Any], console: Console) -> None:
     heading = Text.assemble(
         (f"{info.name}", "bold"),
         f"  {info.architecture}, {info.n_layers} layers, {info.n_parameters / 1e6:.2f} M parameters, "
-        f"{info.dtype} on {info.device}\n",
+        f"{info.dtype} on {where(info)}\n",
         f"“{_blank(demo)}”: {demo.known} of {len(demo.task)} countries recalled; 95 % intervals in brackets",
     )
     parts: list[RenderableType] = [heading, Text(), _findings(demo.findings), _detail(demo)]
@@ -75,7 +76,7 @@ def markdown(demo: Demo, run_ids: Sequence[str]) -> str:
         f"Prompt: “{_blank(demo)}”, {len(demo.task)} countries; the prompts never contain the answer. "
         f"The model's first choice is right for {demo.known} of them.",
         f"Model: {info.architecture}, {info.n_layers} layers, {info.n_heads} heads, "
-        f"{info.n_parameters / 1e6:.2f} M parameters, {info.dtype} on {info.device}; "
+        f"{info.n_parameters / 1e6:.2f} M parameters, {info.dtype} on {where(info)}; "
         f"weights sha256 `{info.weights_hash[:16]}…`.",
         "",
         "| method | finding | value | control |",
@@ -98,6 +99,11 @@ def markdown(demo: Demo, run_ids: Sequence[str]) -> str:
     lines += ["", f"Stored as {', '.join(run_ids)}: `mech verify` and `mech replay` check each.", ""]
     lines += _reading_notes(demo)
     return "\n".join(lines) + "\n"
+
+
+def where(info: ModelInfo) -> str:
+    """The device, and the backend where it is not the default."""
+    return info.device if info.backend == "huggingface" else f"{info.device} by {info.backend}"
 
 
 def _findings(findings: tuple[Finding, ...]) -> RenderableType:

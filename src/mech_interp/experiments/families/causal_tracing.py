@@ -67,7 +67,10 @@ class CausalTracing(DataFamily[CausalTracingParams]):
     Params = CausalTracingParams
 
     def check_data(self, params: CausalTracingParams, facts: ModelFacts, data: TaskSet) -> None:
-        """The window against the layers; the span against every fact."""
+        """The window against the layers; the span against every fact; what is restored."""
+        kinds = params.kinds or (["resid_post"] if params.severed else ["resid_post", "mlp_out", "attn_out"])
+        held = [f"{params.severed}_out"] if params.severed else []
+        facts.check_kinds(("embed", "resid_pre", *kinds, *held), self.name)
         if params.window is not None and params.window > facts.n_layers:
             raise InputError(
                 f"window is {params.window}, but {facts.name} has {facts.n_layers} layers.",

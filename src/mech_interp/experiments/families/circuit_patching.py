@@ -125,8 +125,11 @@ class CircuitPatching(DataFamily[CircuitPatchingParams]):
         """Sites, layers and heads against the config; named positions against the pairs."""
         check_layers(facts, params.layers)
         wanted = sweep(params, facts.n_layers, facts.heads_of)
+        if wanted.kind:
+            for layer in range(facts.n_layers) if params.layers is None else params.layers:
+                facts.check_site(Site(wanted.kind, layer), "kind", changed=True)
         for site in (*wanted.sites, *control_sites(params, facts.n_layers)):
-            facts.check_site(site)
+            facts.check_site(site, changed=True)
         count = max(
             facts.heads_of(one) for one in ([wanted.kind] if wanted.kind else {s.kind for s in wanted.sites})
         )

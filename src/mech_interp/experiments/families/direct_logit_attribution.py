@@ -12,6 +12,7 @@ from mech_interp.datasets.pairs import TaskSet
 from mech_interp.errors import MechError
 from mech_interp.experiments.context import Context
 from mech_interp.experiments.data import DataParams, Need, target_positions
+from mech_interp.experiments.facts import ModelFacts
 from mech_interp.experiments.parts import (
     DataFamily,
     by_group,
@@ -57,8 +58,12 @@ class DirectLogitAttribution(DataFamily[DirectLogitAttributionParams]):
 
     name, version = "direct_logit_attribution", 1
     summary = "Which heads, MLPs, embeddings and biases write the answer's logit difference."
-    needs = frozenset({Capability.CAPTURE.value, Capability.WEIGHTS.value})
+    needs = frozenset({Capability.CAPTURE.value, Capability.WEIGHTS.value, Capability.HEADS.value})
     Params = DirectLogitAttributionParams
+
+    def check_data(self, params: DirectLogitAttributionParams, facts: ModelFacts, data: TaskSet) -> None:
+        """The sites whose sum is the logit difference."""
+        facts.check_kinds(("embed", "z", "attn_out_own", "attn_out", "resid_post", "ln_final"), self.name)
 
     def run(self, context: Context[DirectLogitAttributionParams]) -> Result:
         """Attribute all prompts, a unit per batch, and summarise."""

@@ -11,6 +11,7 @@ from mech_interp.backends.protocol import Capability
 from mech_interp.datasets.pairs import TaskSet
 from mech_interp.experiments.context import Context
 from mech_interp.experiments.data import DataParams, Need, target_positions
+from mech_interp.experiments.facts import ModelFacts
 from mech_interp.experiments.parts import DataFamily, by_group, control, data_of, flat, number, portions
 from mech_interp.experiments.result import Control, Finding, Metric, Result
 from mech_interp.methods.common import answer_ids, other_choice, prompt_positions, prompt_texts, rounding
@@ -43,6 +44,10 @@ class LogitLens(DataFamily[LogitLensParams]):
     summary = "When each layer's residual stream, read as logits, comes to name the answer."
     needs = frozenset({Capability.CAPTURE.value})
     Params = LogitLensParams
+
+    def check_data(self, params: LogitLensParams, facts: ModelFacts, data: TaskSet) -> None:
+        """The residual stream."""
+        facts.check_kinds(("resid_pre", "resid_post"), self.name)
 
     def run(self, context: Context[LogitLensParams]) -> Result:
         """Read all prompts, a unit per batch, and summarise."""

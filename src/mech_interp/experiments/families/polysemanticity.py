@@ -65,6 +65,7 @@ class Polysemanticity(Family[PolysemanticityParams]):
     def check(self, params: PolysemanticityParams, facts: ModelFacts, tokenizer: Any) -> None:
         """Layers against the config; labels enough to compare."""
         check_layers(facts, params.layers)
+        facts.check_kinds(("mlp_post",), self.name, params.layers)
         if tokenizer is None:
             raise InputError(
                 f"{facts.name} came without a tokenizer, so it reads no texts.", "Choose another."

@@ -21,7 +21,6 @@ from mech_interp.experiments.superposition_report import Measured, report
 
 Weights = Literal["embed", "unembed", "mlp_in", "mlp_gate", "mlp_out"]
 _IN_BLOCKS = {"mlp_in": "W_in", "mlp_gate": "W_gate", "mlp_out": "W_out"}
-_GATED = ("gemma", "llama", "mistral", "mixtral", "olmo", "phi3", "qwen", "smollm", "stablelm")
 
 
 class SuperpositionParams(FamilyParams):
@@ -61,10 +60,14 @@ class Superposition(Family[SuperpositionParams]):
     def check(self, params: SuperpositionParams, facts: ModelFacts, tokenizer: Any) -> None:
         """Layers against the config; a gate where the architecture has one."""
         check_layers(facts, params.layers)
-        if "mlp_gate" in params.weights and not facts.architecture.startswith(_GATED):
-            raise InputError(
-                f"{facts.name} ({facts.architecture}) has no gated MLP.", "Leave mlp_gate out of weights."
-            )
+        inside = set(params.weights) & set(_IN_BLOCKS)
+        for kind in ("mlp_pre", "mlp_pre_linear") if "mlp_gate" in inside else ("mlp_pre",) if inside else ():
+            if (why := facts.why_missing(kind)) is not None:
+                named = ", ".join(sorted(inside if kind == "mlp_pre" else {"mlp_gate"}))
+                raise InputError(
+                    f"weights names {named}, which {facts.name} does not have: {why}.",
+                    f"Leave {named} out of weights.",
+                )
 
     def run(self, context: Context[SuperpositionParams]) -> Result:
         """Measure, a unit per matrix, and summarise."""
