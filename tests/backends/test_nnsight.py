@@ -5,16 +5,14 @@ from __future__ import annotations
 import copy
 import dataclasses
 import socket
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny_architectures as arch
 import torch
 from cases import combinations, one_of_each
-from tiny_models import hf_model, largest_gap, random_ids, three_runs
+from site_values import close, real
+from tiny_models import hf_model, random_ids, three_runs
 from torch import Tensor
 
 from mech_interp.backends.huggingface import layouts
@@ -22,12 +20,11 @@ from mech_interp.backends.huggingface.checkpoint import Loaded
 from mech_interp.backends.huggingface.layouts.base import Port
 from mech_interp.backends.huggingface.layouts.gpt2 import GPT2Block
 from mech_interp.backends.huggingface.opening import open_module
-from mech_interp.backends.loading import find_folder
 from mech_interp.backends.metrics import Logits
 from mech_interp.backends.protocol import Row
 from mech_interp.backends.rows.naive import naive_rows
 from mech_interp.backends.tokens import Tokens
-from mech_interp.errors import CapabilityError, IdentityError, InputError, MissingExtraError, NotFiredError
+from mech_interp.errors import CapabilityError, IdentityError, InputError, NotFiredError
 from mech_interp.interventions import Add, Custom, FromRun, Intervention, Mean, Replace, Scale, Zero
 from mech_interp.sites import KINDS, Site
 
@@ -79,23 +76,6 @@ def pair(request: pytest.FixtureRequest) -> Pair:
 def some(request: pytest.FixtureRequest) -> Pair:
     """A few architectures that differ much."""
     return pair_of(request.param)
-
-
-def real(value: Tensor, site: Site, tokens: Tokens, causal: bool) -> Tensor:
-    """Values at real positions; keys that no query may see are zero."""
-    value = value.detach().double()
-    if site.spec.over_keys:
-        value = value.transpose(1, 2)
-        seen = tokens.mask[:, None, None, :]
-        if causal:
-            n = value.shape[-1]
-            seen = seen & torch.ones(n, n, dtype=torch.bool).tril()[:, None, :]
-        value = value.masked_fill(~seen | (value < -1e30), 0)
-    return value[tokens.mask]
-
-
-def close(left: Tensor, right: Tensor, bound: float = 1e-4) -> bool:
-    return largest_gap(left, right) <= bound * max(1.0, float(right.detach().abs().max()))
 
 
 def test_every_offered_site_is_the_default_engines(pair: Pair) -> None:
@@ -370,47 +350,3 @@ def test_close_gives_the_model_back() -> None:
     assert {path: set(vars(part)) for path, part in module.named_modules()} == before
     assert module.config.to_dict() == config
     assert torch.equal(module(torch.tensor([[1, 2, 3]])).logits, logits)
-
-
-def test_the_missing_package_is_named_before_anything_is_read(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setitem(sys.modules, "nnsight", None)
-    with pytest.raises(MissingExtraError, match=r"mech-interpretability\[nnsight\]"):
-        backend.open_folder(tmp_path / "nowhere", name="x", source="x")
-
-
-def test_the_bundled_model_with_its_tokenizer() -> None:
-    folder = find_folder("tinyworld")
-    mine = backend.open_folder(folder, name="tinyworld", source="bundled", device="cpu")
-    from mech_interp.backends.huggingface.checkpoint import open_folder
-
-    theirs = open_folder(folder, name="tinyworld", source="bundled", device="cpu")
-    assert dataclasses.replace(mine.info, backend="huggingface") == theirs.info
-    assert type(mine.net).__name__ == "TransformersModel"
-    assert mine.tokenizer.padding_side == theirs.tokenizer.padding_side
-    texts = ["The capital of", "Anna gave the book to"]
-    sites = arch.every_site(mine)
-    one, other = (model.forward(texts, capture=sites) for model in (mine, theirs))
-    assert one.tokens.lengths == other.tokens.lengths
-    for site in sites:
-        assert close(*(real(x.activations[site], site, one.tokens, True) for x in (one, other))), site
-    assert mine.generate(texts, max_new_tokens=5).texts == theirs.generate(texts, max_new_tokens=5).texts
-
-
-def test_a_trace_runs_from_a_command_line_program() -> None:
-    """nnsight reads the traced block from source, which a program given by `-c` has not."""
-    support = Path(__file__).parents[1] / "support"
-    code = (
-        f"import sys; sys.path.insert(0, {str(support)!r})\n"
-        "from tiny_models import hf_gpt2\n"
-        "from mech_interp.backends.huggingface.checkpoint import Loaded\n"
-        "from mech_interp.backends.nnsight import open_loaded\n"
-        "model = open_loaded(Loaded(hf_gpt2(), None, 'x', 'memory', '', ''))\n"
-        "for _ in range(2):\n"
-        "    print(tuple(model.forward([[1, 2, 3]], capture=['z.1']).activations['z.1'].shape))\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
-    )
-    assert done.stdout.split("\n")[:2] == ["(1, 3, 4, 8)"] * 2, done.stderr

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +16,10 @@ from torch import Tensor, nn
 
 from mech_interp.backends.huggingface.opening import open_module
 from mech_interp.datasets.pairs import PromptPair
+
+SUPPORT = str(Path(__file__).resolve().parent.parent / "support")
+if SUPPORT not in sys.path:
+    sys.path.insert(0, SUPPORT)
 
 NAMES = ["Ann", "Bob", "Tom", "Sue", "cat", "dog", "people"]
 PLACES = ["Paris", "Rome", "Madrid", "Spain"]

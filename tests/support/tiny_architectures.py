@@ -195,6 +195,11 @@ def opened(name: str, attention: str, dtype: torch.dtype, device: str) -> Huggin
     return open_module(module, name=f"tiny {name}")
 
 
+def changed(model_type: str, attention: str = "eager", **changes: Any) -> Any:
+    """A tiny random library model with some options of its `model_type` changed."""
+    return randomise(layouts.tiny_module(model_type, attn_implementation=attention, **changes), seed=0)
+
+
 def randomise(module: Any, seed: int) -> Any:
     """Give every parameter generic values; those of norms near what they start from (1, or 0 for 1 + w)."""
     generator = torch.Generator().manual_seed(seed)

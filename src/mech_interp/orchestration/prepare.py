@@ -140,7 +140,17 @@ def place_of(device: str, dtype: str, attention: str, model: FoundModel, backend
             f"The backend {backend.name} does not compute in {dtype}.",
             f"Use dtype: {' or '.join(backend.dtypes)}, or another backend.",
         )
-    return Place(device, dtype, backend.attention_for(attention))
+    return Place(device, dtype, _attention(attention, model, backend))
+
+
+def _attention(wanted: str, model: FoundModel, backend: Backend) -> str:
+    """What will run: the run key must not call fused what the architecture cannot fuse."""
+    found = backend.attention_for(wanted)
+    if found != "sdpa" or "model_type" not in model.config:
+        return found
+    from mech_interp.backends.huggingface.checkpoint import available_attention
+
+    return available_attention(model.folder, found)
 
 
 def data_hashes(family: Family[Any], params: BaseModel, model: FoundModel, seed: int) -> dict[str, str]:

@@ -112,6 +112,16 @@ def test_a_gate_is_asked_only_of_models_that_have_one() -> None:
     family = get("superposition")
     params = family.Params.model_validate({"weights": ["mlp_gate"]})
     sizes = (2, 2, 2, 16, 8, 24, 41, 16)
-    with pytest.raises(InputError, match="no gated MLP"):
-        family.check(params, ModelFacts("m", "gpt2", *sizes), None)
+    plain = {"mlp_pre_linear": "the MLP of GPT-2 is not gated"}
+    with pytest.raises(InputError, match="mlp_gate, which m does not have: the MLP of GPT-2 is not gated"):
+        family.check(params, ModelFacts("m", "gpt2", *sizes, missing_kinds=plain), None)
     family.check(params, ModelFacts("m", "llama", *sizes), None)
+
+
+def test_sets_of_the_mlp_are_refused_for_a_mixture_of_experts() -> None:
+    family = get("superposition")
+    sizes = (2, 2, 2, 16, 8, 24, 41, 16)
+    facts = ModelFacts("m", "mixtral", *sizes, missing_kinds={"mlp_pre": "its MLP is a mixture of experts"})
+    with pytest.raises(InputError, match="names mlp_in, mlp_out, which m does not have: its MLP is a mix"):
+        family.check(family.Params.model_validate({}), facts, None)
+    family.check(family.Params.model_validate({"weights": ["embed", "unembed"]}), facts, None)

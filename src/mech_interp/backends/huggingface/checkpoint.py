@@ -198,7 +198,7 @@ def _load_module(
             module, report = AutoModelForCausalLM.from_pretrained(
                 folder,
                 dtype=dtype,
-                attn_implementation=_available(folder, attention),
+                attn_implementation=available_attention(folder, attention),
                 local_files_only=True,
                 trust_remote_code=False,
                 use_safetensors=not allow_pickle or None,
@@ -221,14 +221,17 @@ def _load_module(
     return module
 
 
-def _available(folder: Path, attention: str) -> str:
+def available_attention(folder: Path, attention: str) -> str:
     """The attention asked for, or eager where the library has no other for the architecture.
 
     Fused attention can, for example, not cap scores.
     """
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
 
-    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError):  # loading says what is wrong with it
+        return attention
     made = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
     return attention if getattr(made, "_supports_sdpa", True) else "eager"
 
