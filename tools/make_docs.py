@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from backend_docs import architectures_page, backends_page
+from certificate_docs import certificate_page
 
 from mech_interp.sites import KINDS, Site
 
@@ -41,6 +42,7 @@ PAGES = {
     "docs/sites.md": sites_page,
     "docs/architectures.md": architectures_page,
     "docs/backends.md": backends_page,
+    "docs/certificate.md": certificate_page,
 }
 
 
