@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from mech_interp.backends.metrics import Metric
 from mech_interp.backends.tokens import Tokens
-from mech_interp.errors import NotFiredError, nearest
+from mech_interp.errors import InputError, NotFiredError, nearest
 from mech_interp.interventions import Intervention
 from mech_interp.sites import Site
 
@@ -111,6 +111,13 @@ class Activations(Mapping[Site, "Tensor"]):
             f"{parsed} was not captured.",
             nearest(str(parsed), map(str, self._values)) or "Name it in capture=.",
         )
+
+    def __contains__(self, site: object) -> bool:
+        try:
+            self[site]  # type: ignore[index]  # whatever names no captured site is not in it
+        except (NotFiredError, InputError):
+            return False
+        return True
 
     def __iter__(self) -> Iterator[Site]:
         return iter(self._values)

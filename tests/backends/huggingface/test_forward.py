@@ -361,6 +361,8 @@ def test_single_heads_are_slices_of_the_whole(model: Any) -> None:
     assert torch.equal(found["z.1.3"], found["z.1"][:, :, 3])
     with pytest.raises(NotFiredError, match="not captured"):
         found["z.2"]
+    assert "z.1.3" in found
+    assert not any(name in found for name in ("z.2", "nothing", 3))
 
 
 def test_captures_see_the_value_after_interventions(model: Any) -> None:
