@@ -83,6 +83,35 @@ answer's probability is read (Meng et al. 2022). Metrics: `known_rate`, `clean_p
 `subject_layer_KIND`, the strongest place inside the subject (late states of the last token are near the
 output, so they stand in the tables and figures only). Control: an unrelated fact's clean state. Sanity:
 noise of size zero, the whole input restored, and literally noised rows.""",
+    "attribution_patching": """\
+The first-order effect of every edge, node or site from a few backward passes (Nanda 2023; Syed et al. 2023;
+integrated gradients after Hanna et al. 2024), with frozen weights. Every run measures its own error: exact
+interventions on random items give `approximation_pearson`, `approximation_spearman`, `approximation_error`;
+the strongest items are chosen on one half of the groups and tested exactly on the other (`discovered`). Edges
+also make a circuit, judged like all circuits: see [circuits](circuits.md).""",
+    "acdc_edge": """\
+Removes every edge whose removal raises the loss by less than `tau`, from the logits backwards (Conmy et al.
+2023). The decisions are those of the sequential algorithm, taken many at a time; `evaluated`, `unevaluated`,
+`wasted_rows` and `close_calls` say what the search cost and which decisions lie within rounding of `tau`. A
+killed search goes on behind the last stored readers. Judged like all circuits: [circuits](circuits.md).""",
+    "acdc_lite": """\
+The same over heads and MLPs: one decision per node, from the latest backwards; a removed node carries its
+ablated value into every reader. The circuit is all edges among the nodes that stay.""",
+    "path_patching": """\
+Patches every path from a sender to a receiver, one at a time: in three passes (Wang et al. 2023), where paths
+may go through MLPs, or the direct edge alone (Goldowsky-Dill et al. 2023). Metrics: `top_path_effect` (with
+the same path from an unrelated pair beside it), `significant_paths`. Sanity: paths from a run to itself carry
+nothing, all writers together give the other run.""",
+    "causal_scrubbing": """\
+Tests a stated hypothesis by resampling (Chan et al. 2022): what matters takes its value on an input that
+agrees on the stated features, the rest on unrelated ones. Metrics: `recovered` (with features dealt out at
+random beside it), `model_metric`, `scrubbed_metric`, `unrelated_metric`. Sanity: with every input its own
+reference the scrubbed model is the model. The short form names `protected_sites`, `scrubbed_sites` and
+`equivalence_label`.""",
+    "circuit_evaluation": """\
+Judges a circuit: a file of a run (`graphs/circuit.json`), an EAP-IG graph, named edges, all edges among named
+nodes, or those that a method's scores rank first. Metrics as for all circuits (see [circuits](circuits.md));
+with `reference` also `reference_recall` and `reference_precision` of heads.""",
     "polysemanticity": """\
 For every MLP neuron, the classes of document (or of token) that it responds to: the area under the ROC curve
 of class against rest reaches `min_auc`, and the permutation p passes Benjamini-Hochberg over all neurons and

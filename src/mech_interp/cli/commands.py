@@ -60,6 +60,10 @@ COMMANDS: dict[str, Entry] = {
         runs=("runs:runs", "The latest runs."),
         query_runs=("query:query_runs", "The runs that match an expression or some options."),
         inspect_run=("inspect:inspect_run", "What one run found, with its controls, tables and figures."),
+        grade_circuit=(
+            "grade_circuit:grade_circuit",
+            "The heads of a circuit against a published one, by functional group.",
+        ),
         compare_runs=("compare:compare_runs", "What differs between runs, and by how much."),
         summarize_runs=(
             "summarize:summarize_runs",
@@ -73,6 +77,7 @@ COMMANDS: dict[str, Entry] = {
         verify=("verify:verify", "Are the files of a run those that it wrote?"),
         replay=("replay:replay", "Do the same numbers come out again?"),
         parity=("parity:parity", "Do all backends give the same numbers for this model?"),
+        calibrate=("calibrate:calibrate", "How right are the circuit methods where the truth is known?"),
         export_run=("export:export_run", "Runs as one file: zip with receipt, JSON or CSV."),
         archive_runs=(
             "archive:archive_runs",

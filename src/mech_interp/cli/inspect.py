@@ -197,7 +197,7 @@ def _plain(value: object) -> object:
 
 
 def _contents(run: str, folder: RunReader) -> Iterator[tuple[str, str]]:
-    for what in ("tables", "views", "figures", "tensors"):
+    for what in ("tables", "views", "figures", "tensors", "graphs"):
         yield what, ", ".join(folder.names(what))
     if folder.report() is not None:
         yield "report", drawing.short_path(folder.path / "report.md")

@@ -144,6 +144,7 @@ class Result:
         question: what was asked, as a sentence.
         method: what was done, in a few sentences.
         metrics, tables, tensors, views: by name; names are lower case with underscores and dots.
+        graphs: text of circuit graphs by file name, such as ``circuit.json``.
         findings, controls: see the classes.
         caveats: what would change the conclusion, one sentence each.
     """
@@ -154,6 +155,7 @@ class Result:
     tables: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     tensors: Mapping[str, np.ndarray[Any, Any]] = field(default_factory=dict)
     views: Mapping[str, View] = field(default_factory=dict)
+    graphs: Mapping[str, str] = field(default_factory=dict)
     findings: Sequence[Finding] = ()
     controls: Sequence[Control] = ()
     caveats: Sequence[str] = ()
@@ -198,6 +200,7 @@ class Result:
             tensors=self.tensors,
             views={name: view.to_dict() for name, view in self.views.items()},
             figures=figures or {},
+            graphs=self.graphs,
             findings=[asdict(finding) for finding in self.findings],
             controls=[asdict(control) for control in self.controls],
             notes={"question": self.question, "method": self.method, "caveats": list(self.caveats)},

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 METRICS, FINDINGS, REPORT = "metrics.json", "findings.json", "report.md"
-FOLDERS = ("tables", "tensors", "views", "figures")
+FOLDERS = ("tables", "tensors", "views", "figures", "graphs")
 
 Row = Mapping[str, Any]
 
@@ -29,8 +29,9 @@ class Contents:
     """The results of a run as plain values.
 
     `metrics`: name -> {value, interval, n, unit, better, …}. `tables`: name -> rows. `tensors`: name ->
-    array. `views`: name -> view, or what its `to_dict` returns. `figures`: name -> PNG bytes. `notes`:
-    question, method, caveats and whatever else explains the numbers.
+    array. `views`: name -> view, or what its `to_dict` returns. `figures`: name -> PNG bytes. `graphs`:
+    file name -> text of a circuit graph. `notes`: question, method, caveats and whatever else explains the
+    numbers.
     """
 
     metrics: Mapping[str, Row] = field(default_factory=dict)
@@ -38,6 +39,7 @@ class Contents:
     tensors: Mapping[str, np.ndarray[Any, Any]] = field(default_factory=dict)
     views: Mapping[str, Any] = field(default_factory=dict)
     figures: Mapping[str, bytes] = field(default_factory=dict)
+    graphs: Mapping[str, str] = field(default_factory=dict)
     findings: Sequence[Any] = ()
     controls: Sequence[Any] = ()
     notes: Row = field(default_factory=dict)
@@ -81,6 +83,9 @@ def encode(contents: Contents) -> Encoded:
         done.files[path] = _json(view, done, f"views.{name}")
     for name, png in contents.figures.items():
         done.files[_place(done, "figures", name, ".png")] = bytes(png)
+    for name, text in contents.graphs.items():
+        stem, dot, ending = name.partition(".")
+        done.files[_place(done, "graphs", name, dot + ending, stem=stem)] = text.encode("utf-8")
     if contents.report is not None:
         done.files[REPORT] = contents.report.encode("utf-8", "backslashreplace")
     return done
@@ -122,11 +127,14 @@ def _json(value: Any, done: Encoded, where: str) -> bytes:
     return dumps(plain(value, done.gaps, where)).encode("utf-8")
 
 
-def _place(done: Encoded, folder: str, name: str, ending: str, **facts: Any) -> str:
-    """A path for `name` that any file system takes, noted in the listing."""
-    safe = re.sub(r"[^A-Za-z0-9._-]+", "_", name).strip("._-")[:80]
+def _place(
+    done: Encoded, folder: str, name: str, ending: str, *, stem: str | None = None, **facts: Any
+) -> str:
+    """A path for `name` that any file system takes, noted in the listing; `stem` is it without `ending`."""
+    plain_name = name if stem is None else stem
+    safe = re.sub(r"[^A-Za-z0-9._-]+", "_", plain_name).strip("._-")[:80]
     taken = {path.casefold() for path in done.files}
-    if safe != name or f"{folder}/{safe}{ending}".casefold() in taken:
+    if safe != plain_name or f"{folder}/{safe}{ending}".casefold() in taken:
         safe = f"{safe}-{hashlib.sha256(name.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}".lstrip("-")
     path = f"{folder}/{safe}{ending}"
     done.listing[folder][name] = {"path": path, **facts}

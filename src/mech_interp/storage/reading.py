@@ -124,7 +124,7 @@ class RunReader:
         return read_object(self.path / contents.FINDINGS)
 
     def names(self, what: str) -> list[str]:
-        """The names of the run's `tables`, `tensors`, `views` or `figures`."""
+        """The names of the run's `tables`, `tensors`, `views`, `figures` or `graphs`."""
         return list(self._listing(what))
 
     def table(self, name: str) -> list[dict[str, Any]]:
@@ -148,6 +148,10 @@ class RunReader:
     def figure(self, name: str) -> Path:
         """The path of a PNG."""
         return self._find("figures", name)[0]
+
+    def graph(self, name: str) -> Path:
+        """The path of a circuit graph, such as `circuit.json`."""
+        return self._find("graphs", name)[0]
 
     def report(self) -> str | None:
         """The report for people, or None where none was written."""

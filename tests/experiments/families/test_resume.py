@@ -28,6 +28,19 @@ CASES: dict[str, dict[str, Any]] = {
     "causal_tracing": {"only_known": False, "samples": 2},
     "polysemanticity": {"prompts": TEXTS, "shuffles": 20},
     "superposition": {"replicates": 2},
+    "acdc_edge": {"tau": 0.02, "taus": [0.1], "repeats": 2, "curve_random": 2},
+    "acdc_lite": {"tau": 0.02, "curve_random": 2, "completeness": 2},
+    "attribution_patching": {"check": 8, "claims": 4, "curve_random": 2},
+    "causal_scrubbing": {
+        "hypothesis": {
+            "logits": ["late"],
+            "nodes": {"late": {"sites": ["a1.h0", "m1"], "depends_on": ["subject"]}},
+        },
+        "samples": 3,
+        "samples_per_unit": 1,
+    },
+    "circuit_evaluation": {"nodes": ["a0.h1", "m0", "m1"], "completeness": 2},
+    "path_patching": {"receivers": ["logits", "m1"], "senders": "all"},
 }
 
 

@@ -21,6 +21,7 @@ BUNDLED = ("tinyworld", "tinyworld-llama", "tinyworld-chat")
 HUB = (
     "gpt2",
     "EleutherAI/pythia-70m",
+    "EleutherAI/pythia-160m",
     "Qwen/Qwen2.5-0.5B",
     "Qwen/Qwen2.5-0.5B-Instruct",
     "Qwen/Qwen2.5-1.5B",

@@ -13,6 +13,7 @@ from mech_interp.backends.checks import verify
 from mech_interp.backends.huggingface.layouts import layout_for, layouts
 from mech_interp.backends.huggingface.layouts.base import Layout
 from mech_interp.backends.huggingface.model import HuggingFaceModel
+from mech_interp.backends.huggingface.writers import EDGE_LEVEL
 from mech_interp.backends.protocol import Capability, ModelInfo
 from mech_interp.backends.tokens import Tokens
 from mech_interp.errors import ModelError
@@ -112,7 +113,9 @@ def _describe(
         n_parameters=sum(p.numel() for p in module.parameters()),
         weights_hash=weights_hash or tensors_hash(module),
         tokenizer_hash=tokenizer_hash or (_tokenizer_hash(tokenizer) if tokenizer is not None else ""),
-        capabilities=frozenset(Capability) - (set() if _continues(layout) else {Capability.GENERATE}),
+        capabilities=frozenset(Capability)
+        - (set() if _continues(layout) else {Capability.GENERATE})
+        - (set() if layout.model_type in EDGE_LEVEL and layout.causal else {Capability.EDGES}),
         site_kinds=frozenset(KINDS) - frozenset(layout.missing),
         missing_kinds=layout.missing,
         missing_sites={

@@ -172,7 +172,7 @@ def describe(
         n_parameters=sum(value.size for value in decoder.parts.all().values()),
         weights_hash=weights_hash,
         tokenizer_hash=tokenizer_hash,
-        capabilities=frozenset(Capability) - {Capability.GRADIENTS},
+        capabilities=frozenset(Capability) - {Capability.GRADIENTS, Capability.EDGES},
         site_kinds=frozenset(KINDS) - frozenset(facts.missing),
         missing_kinds=facts.missing,
         windows=facts.windows,

@@ -1,0 +1,51 @@
+"""First-order scores of all edges as units of a run, several prompts in each."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mech_interp.experiments.context import Context
+from mech_interp.experiments.parts import portions
+from mech_interp.methods.circuits.common import CircuitTask
+from mech_interp.methods.common import Floats, as_floats
+
+if TYPE_CHECKING:
+    from mech_interp.backends.huggingface.edge_gradients import Variant
+    from mech_interp.methods.circuits.common import Direction
+
+PROMPTS_PER_UNIT = 32
+
+
+def score_edges(
+    context: Context[Any], task: CircuitTask, variant: Variant, steps: int, direction: Direction
+) -> Floats:
+    """[prompt, edge], edges in order of `graph.possible`; see `edge_scores`."""
+    from mech_interp.backends.huggingface.edge_gradients import edge_scores
+
+    engine, graph = task.engine, task.graph
+
+    def chunk(part: tuple[int, int]) -> dict[str, Any]:
+        found = edge_scores(
+            engine,
+            task.metric,
+            variant=variant,
+            steps=steps,
+            direction=direction,
+            prompts=list(range(*part)),
+        )
+        return {"scores": as_floats(found)[:, graph.possible]}
+
+    _ = engine.clean, engine.baseline  # known beforehand, so that every unit takes the same way
+    parts = portions(len(task), prompts_at_once(context, task))
+    stored = context.each(parts, lambda part: f"scores/{part[0]:05d}", chunk, "batches scored")
+    return np.concatenate([np.asarray(one["scores"]) for one in stored])
+
+
+def prompts_at_once(context: Context[Any], task: CircuitTask) -> int:
+    """Prompts of a unit within the memory budget: changes of all writers and the gradients of a pass."""
+    info, width = task.model.info, task.clean.ids.shape[1]
+    streams = 3 * len(task.graph.writers) + info.n_layers * (20 + 3 * info.n_heads)
+    row = width * 4 * (streams * info.d_model + 4 * info.n_layers * info.d_mlp)
+    return max(1, min(PROMPTS_PER_UNIT, (context.budget.memory_bytes or 1 << 30) // row))
