@@ -15,6 +15,7 @@ from mech_interp.backends import registry
 from mech_interp.config.spec import Spec
 from mech_interp.errors import CapabilityError, InputError, MissingExtraError
 from mech_interp.orchestration import backends, preflight, run_spec
+from mech_interp.orchestration.backends import Place
 from mech_interp.orchestration.prepare import prepare
 from mech_interp.orchestration.session import Session
 
@@ -167,3 +168,16 @@ def test_a_family_that_needs_heads_is_refused_where_the_model_runs_at_block_leve
     wanted = spec("superposition", model=str(folder), parameters={})
     with pytest.raises(CapabilityError, match=r"needs weights, which .* offers on no backend"):
         run_spec(wanted, toy.settings(tmp_path / "runs"))
+
+
+def test_the_run_key_names_the_attention_that_runs(tmp_path: Path) -> None:
+    """Gemma 2 caps its scores, which the library cannot fuse: a spec that asks for sdpa is keyed as eager."""
+    from mech_interp.backends.huggingface.layouts import tiny_module
+    from mech_interp.orchestration.models import find_model
+    from mech_interp.orchestration.prepare import _fused_or_not
+
+    for name, attention in (("gemma2", "eager"), ("llama", "sdpa")):
+        tiny_module(name).save_pretrained(tmp_path / name)
+        found = find_model(str(tmp_path / name))
+        place = Place("cpu", "float32", "sdpa")
+        assert _fused_or_not(place, found).attention == attention

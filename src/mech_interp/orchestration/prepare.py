@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from mech_interp.config.canonical import digest, spec_content
@@ -74,6 +74,8 @@ def prepare(spec: Spec, session: Session, *, tags: Sequence[str] = ()) -> Prepar
     facts = facts_of(spec.model, family, backend, model)
     family.check(params, facts, model.tokenizer)
     place = choose_place(spec, session.settings, model, backend)
+    if family.needs:
+        place = _fused_or_not(place, model)
     datasets = data_hashes(family, params, model, spec.seed)
     return Prepared(
         spec=filled_in(spec, params, tags),
@@ -140,17 +142,16 @@ def place_of(device: str, dtype: str, attention: str, model: FoundModel, backend
             f"The backend {backend.name} does not compute in {dtype}.",
             f"Use dtype: {' or '.join(backend.dtypes)}, or another backend.",
         )
-    return Place(device, dtype, _attention(attention, model, backend))
+    return Place(device, dtype, backend.attention_for(attention))
 
 
-def _attention(wanted: str, model: FoundModel, backend: Backend) -> str:
-    """What will run: the run key must not call fused what the architecture cannot fuse."""
-    found = backend.attention_for(wanted)
-    if found != "sdpa" or "model_type" not in model.config:
-        return found
+def _fused_or_not(place: Place, model: FoundModel) -> Place:
+    """The attention that will run: the run key must not call fused what the architecture cannot fuse."""
+    if place.attention != "sdpa" or "model_type" not in model.config:
+        return place
     from mech_interp.backends.huggingface.checkpoint import available_attention
 
-    return available_attention(model.folder, found)
+    return replace(place, attention=available_attention(model.folder, place.attention))
 
 
 def data_hashes(family: Family[Any], params: BaseModel, model: FoundModel, seed: int) -> dict[str, str]:
