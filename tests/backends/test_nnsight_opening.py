@@ -32,7 +32,8 @@ def test_the_bundled_model_with_its_tokenizer() -> None:
     from mech_interp.backends.huggingface.checkpoint import open_folder
 
     theirs = open_folder(folder, name="tinyworld", source="bundled", device="cpu")
-    assert dataclasses.replace(mine.info, backend="huggingface") == theirs.info
+    own = {"backend": "nnsight", "capabilities": theirs.info.capabilities - {"edges"}}
+    assert mine.info == dataclasses.replace(theirs.info, **own)
     assert type(mine.net).__name__ == "TransformersModel"
     assert mine.tokenizer.padding_side == theirs.tokenizer.padding_side
     texts = ["The capital of", "Anna gave the book to"]

@@ -27,7 +27,7 @@ def grade_circuit(
     ] = "ioi-gpt2-small",
     home: Home = None,
 ) -> None:
-    """Recall and precision of a circuit's heads, by functional group.
+    """The heads of a circuit against a published one, by functional group.
 
     Overlap with a reference is not faithfulness: quote both.
     """
