@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -12,13 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mech_interp.backends.adapter import Adapter
 from mech_interp.backends.agreement import require_agreement
+from mech_interp.backends.around_library import AroundLibrary
 from mech_interp.backends.block_level import BlockLevelModel
 from mech_interp.backends.checks import TOLERANCE, probe_tokens, verify
 from mech_interp.backends.huggingface import edits as ed
 from mech_interp.backends.huggingface.checkpoint import Loaded, load_folder
-from mech_interp.backends.huggingface.generation import default_stops
 from mech_interp.backends.huggingface.layouts.base import Port
 from mech_interp.backends.huggingface.model import HuggingFaceModel
 from mech_interp.backends.huggingface.opening import library_logits, open_module
@@ -39,7 +38,7 @@ OWN_ATTENTION = (
 )
 
 
-class HooksModel(Adapter):
+class HooksModel(AroundLibrary):
     """Runs the library's forward with a hook at every site that is wanted; implements `InstrumentedModel`.
 
     Weights and unembedding are read through the architecture's layout. Use `open_loaded` or
@@ -48,12 +47,11 @@ class HooksModel(Adapter):
 
     def __init__(self, engine: HuggingFaceModel) -> None:
         """`engine` is the default engine around the same library model, for what needs no forward."""
-        self.module, self.layout, self._engine = engine.module, engine.layout, engine
-        self._ports = _ports(engine)
+        self.layout, self._ports = engine.layout, _ports(engine)
         blocks = self.layout.blocks
         self._layers = {id(block.attention_module): layer for layer, block in enumerate(blocks)}
-        self._registry = goes_through_registry(self.module)
-        super().__init__(_describe(engine, self._ports, self._registry), engine.tokenizer)
+        self._registry = goes_through_registry(engine.module)
+        super().__init__(engine, _describe(engine, self._ports, self._registry))
 
     def run(self, tokens: Tokens, tap: ed.Tap, *, grad: bool = False) -> Tensor:
         """One forward of the library's model; see `Adapter.run`."""
@@ -76,23 +74,6 @@ class HooksModel(Adapter):
                 tap(kind, layer, out.attentions[layer])
         logits: Tensor = tap("logits", None, out.logits)
         return logits
-
-    def unembed(self, resid: Tensor, token_ids: Tensor | None = None) -> Tensor:
-        """Final norm, unembedding and softcap; see `InstrumentedModel.unembed`."""
-        return self._engine.unembed(resid, token_ids)
-
-    def final_norm_direction(self, resid: Tensor, direction: Tensor) -> Tensor:
-        """See `InstrumentedModel.final_norm_direction`."""
-        return self._engine.final_norm_direction(resid, direction)
-
-    def weights(self, kind: str, layer: int | None = None, head: int | None = None) -> Tensor:
-        """See `InstrumentedModel.weights`."""
-        return self._engine.weights(kind, layer, head)
-
-    @property
-    def stop_ids(self) -> Sequence[int]:
-        """The end-of-text ids at which generation stops by default."""
-        return default_stops(self.module)
 
     def _watches(self, tap: ed.Tap, grad: bool) -> list[Watch]:
         watches = []

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -117,9 +118,14 @@ class KLDivergence:
         return None
 
     def __call__(self, logits: Tensor, prompts: Sequence[int]) -> Tensor:
-        wanted = self.reference[list(prompts)].to(logits.device).double().log_softmax(-1)
+        wanted = self._known.to(logits.device)[list(prompts)]
         found = logits[:, 0].double().log_softmax(-1)
         return (wanted.exp() * (wanted - found)).sum(-1)
+
+    @cached_property
+    def _known(self) -> Tensor:
+        """Log-probabilities of the reference: a search asks for them once per row."""
+        return self.reference.double().log_softmax(-1)
 
 
 @dataclass(frozen=True)

@@ -17,12 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mech_interp.backends.adapter import Adapter
 from mech_interp.backends.agreement import require_agreement
+from mech_interp.backends.around_library import AroundLibrary
 from mech_interp.backends.checks import probe_tokens, verify
 from mech_interp.backends.huggingface import edits as ed
 from mech_interp.backends.huggingface.checkpoint import Loaded, load_folder
-from mech_interp.backends.huggingface.generation import default_stops
 from mech_interp.backends.huggingface.layouts import layout_for
 from mech_interp.backends.huggingface.layouts.base import Layout
 from mech_interp.backends.huggingface.model import HuggingFaceModel
@@ -50,7 +49,7 @@ from mech_interp.errors import InputError, MissingExtraError
 from mech_interp.sites import KINDS
 
 
-class NNsightModel(Adapter):
+class NNsightModel(AroundLibrary):
     """A library model traced by nnsight; implements `InstrumentedModel`. Made by `open_loaded`.
 
     Scores and patterns are seen in the library's eager attention, which is switched on for the forwards
@@ -60,24 +59,14 @@ class NNsightModel(Adapter):
     def __init__(
         self, net: Any, pieces: HuggingFaceModel, info: ModelInfo, moments: Sequence[Moment]
     ) -> None:
-        super().__init__(info, pieces.tokenizer)
-        self._net, self._pieces, self._moments = net, pieces, moments
+        super().__init__(pieces, info)
+        self._net, self._moments = net, moments
         self._running = False
-
-    @property
-    def module(self) -> Any:
-        """The library's model."""
-        return self._pieces.module
 
     @property
     def net(self) -> Any:
         """nnsight's own model, for traces written by hand."""
         return self._net
-
-    @property
-    def stop_ids(self) -> Sequence[int]:
-        """The end-of-text ids at which generation stops by default."""
-        return default_stops(self.module)
 
     def run(self, tokens: Tokens, tap: ed.Tap, *, grad: bool = False) -> Tensor:
         """One traced forward; see `Adapter.run`."""
@@ -114,18 +103,6 @@ class NNsightModel(Adapter):
                 moment.visit(net, passage)
         logits: Tensor = made[0]
         return logits
-
-    def unembed(self, resid: Tensor, token_ids: Tensor | None = None) -> Tensor:
-        """Final norm, unembedding and softcap of [..., d_model]; see `InstrumentedModel.unembed`."""
-        return self._pieces.unembed(resid, token_ids)
-
-    def final_norm_direction(self, resid: Tensor, direction: Tensor) -> Tensor:
-        """See `InstrumentedModel.final_norm_direction`."""
-        return self._pieces.final_norm_direction(resid, direction)
-
-    def weights(self, kind: str, layer: int | None = None, head: int | None = None) -> Tensor:
-        """One weight tensor; see `InstrumentedModel.weights`."""
-        return self._pieces.weights(kind, layer, head)
 
     def close(self) -> None:
         """Take nnsight off the library's modules again; the model is not used afterwards."""

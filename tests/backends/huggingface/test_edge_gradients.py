@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -42,6 +42,48 @@ def test_scores_are_the_mask_gradient(engine: EdgeEngine) -> None:
         expected = -mask_gradient(engine, 1.0, prompt)
         assert torch.allclose(found[prompt], expected, rtol=1e-6, atol=1e-9)
     assert float(found.abs().max()) > 1e-3
+
+
+class Several:
+    """A metric of several positions, two of which are the same one in the shorter prompt."""
+
+    positions = (1, -1, 3)
+
+    def token_ids(self, prompts: Sequence[int]) -> Tensor:
+        return torch.tensor([[7, 9]] * len(prompts))
+
+    def __call__(self, logits: Tensor, prompts: Sequence[int]) -> Tensor:
+        weights = torch.tensor([1.0, 2.0, 3.0], dtype=logits.dtype)
+        return (logits[:, :, 0] * weights).sum(1) - logits[:, 1, 1]
+
+
+def test_metrics_may_read_several_positions(model: Any) -> None:
+    engine = EdgeEngine(model, Tokens.from_lists(CLEAN), Tokens.from_lists(CORRUPT))
+    found, everything = edge_scores(engine, Several()), full(engine.graph)
+    for prompt in range(len(CLEAN)):
+        masks = everything[None].clone().requires_grad_()
+        (slope,) = torch.autograd.grad(engine.evaluate(masks, Several(), prompts=[prompt]).sum(), masks)
+        assert torch.allclose(found[prompt], -slope[0] * everything, rtol=1e-6, atol=1e-9)
+
+
+def test_common_beginnings_are_left_out_exactly(model: Any) -> None:
+    """Prompts alike up to position 3: a pass over the rest equals one that knows both runs in full."""
+    pairs = [[5, 17, 3, 88, 41, 9], [2, 60, 33, 7, 1]], [[5, 17, 3, 12, 41, 9], [2, 60, 33, 8, 1]]
+    clean, corrupt = (Tokens.from_lists(one) for one in pairs)
+    found = edge_scores(EdgeEngine(model, clean, corrupt), METRIC)
+    knowing = EdgeEngine(model, clean, corrupt)
+    _ = knowing.clean, knowing.baseline
+    assert torch.allclose(found, edge_scores(knowing, METRIC), rtol=1e-7, atol=1e-10)
+    some = edge_scores(EdgeEngine(model, clean, corrupt), METRIC, prompts=[1])
+    assert torch.allclose(some[0], found[1], rtol=1e-7, atol=1e-10)
+
+
+def test_few_changes_in_flight_make_no_difference(
+    engine: EdgeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = edge_scores(engine, METRIC)
+    monkeypatch.setattr("mech_interp.backends.huggingface.edge_contraction.IN_FLIGHT", 1)
+    assert torch.allclose(edge_scores(engine, METRIC), whole, rtol=1e-9, atol=1e-12)
 
 
 def test_denoising_is_noising_with_the_runs_exchanged(model: Any, engine: EdgeEngine) -> None:

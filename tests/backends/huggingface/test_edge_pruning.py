@@ -141,9 +141,10 @@ def test_orders(engine: EdgeEngine) -> None:
         list(prune_edges(engine, LOSS, 0.02, order="backward"))  # type: ignore[arg-type]
 
 
-def test_a_state_is_the_exact_circuit(model: Any, engine: EdgeEngine) -> None:
+@pytest.mark.parametrize("metric", [None, METRIC])
+def test_a_state_is_the_exact_circuit(model: Any, engine: EdgeEngine, metric: Metric | None) -> None:
     """After commits at several readers every later input is that of the edge engine."""
-    state = CircuitState(engine)
+    state = CircuitState(engine, metric)
     mask = full(engine.graph)
     generator = torch.Generator().manual_seed(4)
     for reader in range(len(engine.graph.readers) - 1, -1, -1):

@@ -232,6 +232,12 @@ def test_pairs_of_unequal_length_are_refused(model: Any) -> None:
         EdgeEngine(model, Tokens.from_lists(CLEAN), Tokens.from_lists(CORRUPT[:1]))
 
 
+def test_blocks_normed_otherwise_than_the_end_are_refused() -> None:
+    module = randomise(tiny_module("mech-planted", norm="layer", final_norm="none"), seed=0)
+    with pytest.raises(CapabilityError, match="of different kinds"):
+        EdgeEngine(open_module(module), Tokens.from_lists(CLEAN), Tokens.from_lists(CORRUPT))
+
+
 @pytest.mark.parametrize("name", sorted(set(supported()) - set(EDGE_LEVEL)))
 def test_unchecked_architectures_are_refused(name: str) -> None:
     model = open_module(randomise(tiny_module(name), seed=0), name=name, check=False)

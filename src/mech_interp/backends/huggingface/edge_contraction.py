@@ -16,13 +16,14 @@ import torch
 from torch import Tensor
 
 from mech_interp.backends.huggingface import edits as ed
+from mech_interp.backends.huggingface.block import take_columns
 from mech_interp.backends.huggingface.writers import Writers, head_weights
 
 if TYPE_CHECKING:
     from mech_interp.backends.huggingface.edges import EdgeEngine
     from mech_interp.backends.huggingface.layouts.base import Block, Layout
 
-IN_FLIGHT = 24 << 20
+IN_FLIGHT = 32 << 20
 """Bytes of writers' changes expanded at once."""
 
 
@@ -54,57 +55,77 @@ class Changes:
     columns: Tensor | None = None
 
     @classmethod
-    def between(cls, engine: EdgeEngine, low: Writers, high: Writers, columns: Tensor | None = None) -> Changes:
-        """From `low` to `high`."""
-        return cls(
-            engine,
-            Writers(
-                high.embed - low.embed,
-                tuple(b - a for a, b in zip(low.heads, high.heads, strict=True)),
-                tuple(b - a for a, b in zip(low.mlps, high.mlps, strict=True)),
-                low.scales,
-            ),
-            columns,
-        )
+    def between(
+        cls,
+        engine: EdgeEngine,
+        low: Writers,
+        high: Writers,
+        columns: Tensor | None = None,
+        *,
+        consume: bool = False,
+    ) -> Changes:
+        """From `low` to `high`; with `consume` in the memory of `high`."""
+
+        def change(a: Tensor, b: Tensor) -> Tensor:
+            return b.sub_(a) if consume else b - a
+
+        heads = tuple(change(a, b) for a, b in zip(low.heads, high.heads, strict=True))
+        mlps = tuple(change(a, b) for a, b in zip(low.mlps, high.mlps, strict=True))
+        return cls(engine, Writers(change(low.embed, high.embed), heads, mlps, low.scales), columns)
 
     def __len__(self) -> int:
         return len(self.writers.embed)
 
-    def expand(self, prompts: slice = slice(None), members: slice = slice(None)) -> Tensor:
-        """[prompt, writer, position, d_model] of some prompts, in at least float32.
+    def expand(
+        self, prompts: slice = slice(None), members: slice = slice(None), out: Tensor | None = None
+    ) -> Tensor:
+        """[writer, prompt, position, d_model] of some prompts, in at least float32; into `out` if given.
 
         Writers outside `members` are left out; of the last layer only what is known is other than zero.
         """
         embed = self.writers.embed[prompts]
-        wide = torch.promote_types(embed.dtype, torch.float32)
         first, end, _ = members.indices(len(self.engine.graph.writers))
-        out = embed.new_empty(len(embed), end - first, *embed.shape[1:], dtype=wide)
-        for at, value in self._groups(prompts, first, end):
-            where = out[:, at.start - first : at.stop - first]
-            if value.shape[2] == out.shape[2]:
-                where.copy_(value)
-            else:
-                assert self.columns is not None
-                where.zero_()
-                rows = torch.arange(len(embed), device=embed.device)[:, None]
-                where.transpose(1, 2)[rows, self.columns[prompts]] = value.transpose(1, 2).to(wide)
+        wide = torch.promote_types(embed.dtype, torch.float32)
+        out = embed.new_empty(end - first, *embed.shape, dtype=wide) if out is None else out
+        columns = None if self.columns is None else self.columns[prompts]
+        for at, value, weight, last in self._groups(prompts, first, end):
+            where = out[at.start - first : at.stop - first]
+            if not last or columns is None:
+                _write(where, value, weight)
+                continue
+            rows = torch.arange(len(embed), device=embed.device)[:, None]
+            narrow = where.new_empty(len(where), *columns.shape, embed.shape[2])
+            where.zero_()[:, rows, columns] = _write(narrow, value, weight)
         return out
 
-    def _groups(self, prompts: slice, first: int, end: int) -> Iterator[tuple[slice, Tensor]]:
-        """Numbers of the writers of a group, and their changes [prompt, writer, position, d_model]."""
+    def _groups(
+        self, prompts: slice, first: int, end: int
+    ) -> Iterator[tuple[slice, Tensor, Tensor | None, bool]]:
+        """Groups of writers: their numbers, values, what those are yet to be multiplied by, whether they
+        are of the last layer."""
         if first == 0:
-            yield slice(0, 1), self.writers.embed[prompts][:, None]
+            yield slice(0, 1), self.writers.embed[prompts], None, False
         at, mlps = 1, self.engine.graph.mlps
         for layer, block in enumerate(self.engine.model.layout.blocks):
-            after = at + self.engine.graph.n_heads
+            after, last = at + self.engine.graph.n_heads, layer == self.engine.graph.n_layers - 1
             if first < after and at < end:
-                z = self.writers.heads[layer][prompts]
-                weight = head_weights(block)
-                out = torch.bmm(z.flatten(0, 1).transpose(0, 1), weight)  # [head, prompt x position, d_model]
-                yield slice(at, after), out.unflatten(1, z.shape[:2]).transpose(0, 1)
+                yield slice(at, after), self.writers.heads[layer][prompts], head_weights(block), last
             if mlps and first <= after < end:
-                yield slice(after, after + 1), self.writers.mlps[layer][prompts][:, None]
+                yield slice(after, after + 1), self.writers.mlps[layer][prompts], None, last
             at = after + mlps
+
+
+def _write(out: Tensor, value: Tensor, weight: Tensor | None) -> Tensor:
+    """A group's changes to `out` [writer, prompt, position, d_model].
+
+    `value` is [prompt, position, d_model], or z [prompt, position, head, d_head] of heads with `weight`.
+    """
+    if weight is None:
+        out[0] = value
+        return out
+    z = value.flatten(0, 1).transpose(0, 1).to(out.dtype)
+    torch.bmm(z, weight.to(out.dtype), out=out.flatten(1, 2))
+    return out
 
 
 def contract(changes: Changes, gradients: Gradients, members: slice = slice(None)) -> Tensor:
@@ -117,12 +138,15 @@ def contract(changes: Changes, gradients: Gradients, members: slice = slice(None
     wide = torch.promote_types(embed.dtype, torch.float32)
     first, end, _ = members.indices(len(graph.writers))
     out = embed.new_zeros(len(changes), len(graph.writers), len(graph.readers), dtype=wide)
-    row = (end - first) * embed.shape[1] * embed.shape[2] * wide.itemsize
-    size = max(1, IN_FLIGHT // row)
+    row = (end - first) * embed[0].numel() * wide.itemsize
+    chunks = -(-len(changes) * row // IN_FLIGHT)
+    size = -(-len(changes) // chunks)  # of equal size, as far as they can be
     projections = _Projections(changes.engine, gradients)
+    room = embed.new_empty(end - first, size, *embed.shape[1:], dtype=wide)
     for at in range(0, len(changes), size):
-        prompts = slice(at, at + size)
-        change = changes.expand(prompts, members)
+        prompts = slice(at, min(at + size, len(changes)))
+        room = room if prompts.stop - at == size else room[:, : prompts.stop - at].contiguous()
+        change = changes.expand(prompts, members, room)
         _single_readers(out[prompts], changes.engine, gradients, change, prompts, first)
         projections.contract(out[prompts], change, prompts, first)
     possible = torch.tensor(graph.possible, device=out.device)
@@ -133,106 +157,120 @@ class _Projections:
     """The readers of attention: all of a layer at once."""
 
     def __init__(self, engine: EdgeEngine, gradients: Gradients) -> None:
-        self.engine, self.gradients = engine, gradients
-        self.layout, self.graph = engine.model.layout, engine.graph
+        self.gradients, self.layout, self.graph = gradients, engine.model.layout, engine.graph
         self.layers = [layer for kind, layer in gradients.behind if kind == "q" and layer is not None]
-        self.weights: dict[int, list[Tensor]] = {}
+        self.per_layer = self.graph.n_heads + 2 * self.graph.n_kv_heads
 
     def contract(self, out: Tensor, change: Tensor, prompts: slice, first: int) -> None:
         """Add the readers' columns to `out` [prompt, writer, reader]."""
         if not self.layers:
             return
-        per_layer = self.graph.n_heads + 2 * self.graph.n_kv_heads
         streams = [self.gradients.streams["resid_pre", layer][prompts] for layer in self.layers]
         normed = [_normed(self.layout, stream.to(change.dtype)) for stream in streams]
-        along = _along(change, [x for x, _ in normed]) if self.layout.norm != "none" else None
-        buffer = change.new_empty(per_layer, *change.shape[::2][:1], *change.shape[2:])
+        along = _along(change, [x for x, _ in normed], self.layout)
+        buffer = change.new_empty(self.per_layer, *change.shape[1:])
+        product = change.new_empty(self.per_layer, *change.shape[2:])
         for i, layer in enumerate(self.layers):
-            column = layer * (per_layer + self.graph.mlps)
-            n = self.graph.before(self.graph.readers[column]) - first
+            column = layer * (self.per_layer + self.graph.mlps)
+            n = min(self.graph.before(self.graph.readers[column]) - first, len(change))
             if n <= 0:
                 continue
+            rows, kinds = slice(first, first + n), "qkv"
+            if layer == self.graph.n_layers - 1:
+                # Behind the last keys and values only the read columns go on, so queries matter there alone.
+                self._queries(out[:, rows, column : column + self.graph.n_heads], change[:n], layer, prompts)
+                column, kinds = column + self.graph.n_heads, "kv"
             x, sigma = normed[i]
-            y = self._inputs(layer, prompts, sigma, buffer)
-            rank_one = None if along is None else (y * x).sum(-1)  # [reader, prompt, position]
-            for p in range(len(change)):
-                found = y[:, p].flatten(1) @ change[p, :n].flatten(1).T
-                if along is not None and rank_one is not None:
-                    found -= rank_one[:, p] @ along[p, :, :n, i]
-                out[p, first : first + n, column : column + per_layer] = found.T
+            y = self._inputs(layer, kinds, prompts, sigma, buffer)
+            for p in range(change.shape[1]):
+                found = y[:, p].flatten(1) @ change[:n, p].flatten(1).T
+                if self.layout.norm != "none":
+                    rank_one = torch.mul(y[:, p], x[p], out=product[: len(y)]).sum(-1)  # [reader, position]
+                    found.addmm_(rank_one, along[p, :, i, :n], alpha=-1)
+                if self.layout.norm == "layer":
+                    found.addmm_(y[:, p].sum(-1), along[p, :, -1, :n], alpha=-1)
+                out[p, rows, column : column + len(y)] = found.T
 
-    def _inputs(self, layer: int, prompts: slice, sigma: Tensor, buffer: Tensor) -> Tensor:
-        """[reader, prompt, position, d_model]: gradients before the gain, over the norm's scale."""
-        at = 0
-        for kind, weight in zip("qkv", self._weights(layer), strict=True):
-            behind = self.gradients.behind[kind, layer][prompts]
-            scaled = behind.to(buffer.dtype) / sigma[..., None]  # [prompt, position, head, d_head]
-            part = buffer[at : at + len(weight)]
-            torch.bmm(scaled.flatten(0, 1).transpose(0, 1), weight, out=part.view(len(weight), -1, part.shape[-1]))
+    def _inputs(self, layer: int, kinds: str, prompts: slice, sigma: Tensor, buffer: Tensor) -> Tensor:
+        """[reader, prompt, position, d_model]: gradients at the normed stream, over the norm's scale."""
+        at, block = 0, self.layout.blocks[layer]
+        weights = block.weights()
+        for kind in kinds:
+            weight = weights[f"W_{kind.upper()}"].detach().to(buffer.dtype).mT
+            scaled = self.gradients.behind[kind, layer][prompts].to(buffer.dtype) / sigma[..., None]
+            part = buffer[at : at + len(weight)].flatten(1, 2)
+            torch.bmm(scaled.flatten(0, 1).transpose(0, 1), weight, out=part)
             at += len(weight)
-        return buffer
-
-    def _weights(self, layer: int) -> list[Tensor]:
-        """[head, d_head, d_model] of q, k and v, times the norm's gain, and centred under LayerNorm."""
-        block, wide = self.layout.blocks[layer], torch.promote_types(self._dtype(layer), torch.float32)
         gain = _gain(self.layout, block, "ln1")
-        found = []
-        for kind in "QKV":
-            weight = block.weights()[f"W_{kind}"].detach().to(wide).mT
-            weight = weight if gain is None else weight * gain.to(wide)
-            found.append(weight - weight.mean(-1, keepdim=True) if self.layout.norm == "layer" else weight)
-        return found
+        return buffer[:at] if gain is None else buffer[:at].mul_(gain)
 
-    def _dtype(self, layer: int) -> torch.dtype:
-        return self.gradients.behind["q", layer].dtype
+    def _queries(self, out: Tensor, change: Tensor, layer: int, prompts: slice) -> None:
+        """Write the query readers' scores to `out` [prompt, writer, head], from the read columns."""
+        columns, block = self.gradients.columns[prompts], self.layout.blocks[layer]
+        again = (columns[:, :, None] == columns[:, None]).tril(-1).any(-1)  # a column read twice counts once
+        behind = take_columns(self.gradients.behind["q", layer][prompts], columns).to(change.dtype)
+        behind = behind.masked_fill(again[:, :, None, None], 0.0)
+        stream = take_columns(self.gradients.streams["resid_pre", layer][prompts], columns)
+        weight = block.weights()["W_Q"].detach().to(change.dtype)
+        y = torch.einsum("pche,hde->hpcd", behind, weight)
+        y = _through_norm(self.layout, block, "ln1", stream.to(change.dtype), y)
+        for p in range(change.shape[1]):
+            out[p] = change[:, p, columns[p]].flatten(1) @ y[:, p].flatten(1).T
 
 
 def _single_readers(
     out: Tensor, engine: EdgeEngine, gradients: Gradients, change: Tensor, prompts: slice, first: int
 ) -> None:
     """Add the readers of whole streams, MLPs and logits, to `out` [prompt, writer, reader]."""
-    graph, layout = engine.graph, engine.model.layout
+    graph, layout, columns = engine.graph, engine.model.layout, gradients.columns[prompts]
     before_mlp = "resid_pre" if graph.parallel else "resid_mid"
     per_layer = graph.n_heads + 2 * graph.n_kv_heads + graph.mlps
-    last = ("resid_post", engine.model.info.n_layers - 1)
-    readers, found = [len(graph.readers) - 1], []
-    columns, width = gradients.columns[prompts], change.shape[2]
-    found.append(_spread(gradients.behind[last][prompts].to(change.dtype), columns, width))
+    last, width = engine.model.info.n_layers - 1, change.shape[2]
+    final = gradients.behind["resid_post", last][prompts].to(change.dtype)
+    readers, found = [len(graph.readers) - 1], [_spread(final, columns, width)]
     for kind, layer in gradients.behind:
         if kind != "ln2" or layer is None:
             continue
         y = gradients.behind[kind, layer][prompts].to(change.dtype)
-        x, sigma = _normed(layout, gradients.streams[before_mlp, layer][prompts].to(change.dtype))
-        gain = _gain(layout, layout.blocks[layer], "ln2")
-        y = (y if gain is None else y * gain.to(y)) / sigma
-        y = y - y.mean(-1, keepdim=True) if layout.norm == "layer" else y
-        if layout.norm != "none":
-            y = y - x * ((y * x).sum(-1, keepdim=True) / x.shape[-1])
-        found.append(_spread(y, columns, width))
+        stream = gradients.streams[before_mlp, layer][prompts].to(change.dtype)
+        if layer == last and graph.parallel:
+            stream = take_columns(stream, columns)
+        y = _through_norm(layout, layout.blocks[layer], "ln2", stream, y)
+        found.append(_spread(y, columns, width) if layer == last else y)
         readers.append((layer + 1) * per_layer - 1)
     gradient = torch.stack(found, 1).flatten(2)  # [prompt, reader, position x d_model]
-    scores = torch.bmm(gradient, change.flatten(2).mT)
-    for i, reader in enumerate(readers):
-        out[:, first : first + change.shape[1], reader] = scores[:, i]
+    for p in range(len(out)):
+        out[p, first : first + len(change), readers] = change[:, p].flatten(1) @ gradient[p].T
+
+
+def _through_norm(layout: Layout, block: Block, name: str, stream: Tensor, y: Tensor) -> Tensor:
+    """The gradient at a norm's stream [prompt, position, d_model] from that behind it [..., d_model]."""
+    if layout.norm == "none":
+        return y
+    x, sigma = _normed(layout, stream)
+    gain = _gain(layout, block, name)
+    y = (y if gain is None else y * gain) / sigma
+    y = y - y.mean(-1, keepdim=True) if layout.norm == "layer" else y
+    return y - x * ((y * x).sum(-1, keepdim=True) / x.shape[-1])
 
 
 def _spread(values: Tensor, columns: Tensor, width: int) -> Tensor:
     """[prompt, n, d_model] at `columns` to [prompt, position, d_model], zero elsewhere."""
-    if values.shape[1] == width and columns.shape[1] != width:
-        return values
     out = values.new_zeros(len(values), width, values.shape[2])
     rows = torch.arange(len(values), device=values.device)[:, None].expand_as(columns)
     return out.index_put((rows, columns), values, accumulate=True)
 
 
-def _along(change: Tensor, streams: list[Tensor]) -> Tensor:
-    """<change, x> / d_model, [prompt, position, writer, stream]."""
-    x = torch.stack(streams, -1) / change.shape[-1]
-    return torch.stack([torch.bmm(one.transpose(0, 1), at) for one, at in zip(change, x, strict=True)])
+def _along(change: Tensor, streams: list[Tensor], layout: Layout) -> Tensor:
+    """<change, x> / d_model and last the change's mean, [prompt, position, stream, writer]."""
+    if layout.norm == "none":
+        return change.new_empty(0)
+    x = torch.stack([*streams, torch.ones_like(streams[0])], -2) / change.shape[-1]
+    return torch.stack([torch.bmm(at, change[:, p].permute(1, 2, 0)) for p, at in enumerate(x)])
 
 
 def _normed(layout: Layout, x: Tensor) -> tuple[Tensor, Tensor]:
-    """A stream divided by its scale, before the gain; and the scale."""
+    """A stream divided by its scale, before the gain; and the scale [prompt, position, 1]."""
     if layout.norm == "none":
         return x, torch.ones_like(x[..., :1])
     centred = x - x.mean(-1, keepdim=True) if layout.norm == "layer" else x

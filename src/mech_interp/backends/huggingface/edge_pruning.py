@@ -95,10 +95,11 @@ def prune_edges(
             f"There is no order {order!r}.",
             nearest(order, ("reverse", "forward", "random")) or "Use reverse.",
         )
-    state, work = CircuitState(engine), work or Work()
+    state, work = CircuitState(engine, loss), work or Work()
     for earlier in decided:
         state.commit(earlier.reader, earlier.removed)
-    current = float(state.value(loss).mean())
+    # The loss as it was told, so that a continued search equals an undisturbed one to the last bit.
+    current = decided[-1].loss if decided else float(state.value(loss).mean())
     done = {earlier.reader for earlier in decided}
     for reader in range(len(engine.graph.readers) - 1, -1, -1):
         if reader in done:

@@ -73,11 +73,19 @@ class EdgeEngine:
         self.model, self.graph = model, graph_of(model)
         refuse_without_edges(model)
         self.tokens = clean.to(model.info.device)
+        self.corrupt: Tokens | None = None
         if isinstance(baseline, Tokens):
             _check_pairs(clean, baseline)
-            baseline = run_writers(model, baseline.to(model.info.device))
-        self.baseline = baseline
+            self.corrupt = baseline.to(model.info.device)
+        else:
+            self.baseline = baseline
         self.positions = torch.arange(self.tokens.ids.shape[1], device=self.tokens.ids.device)[None]
+
+    @cached_property
+    def baseline(self) -> Writers:
+        """What removed edges carry; those of the corrupt run are computed when first needed."""
+        assert self.corrupt is not None
+        return run_writers(self.model, self.corrupt)
 
     @cached_property
     def clean(self) -> Writers:
@@ -90,14 +98,7 @@ class EdgeEngine:
 
         Each [prompt, position, d_model].
         """
-        x = self.baseline.embed
-        before_attention, before_mlp = [], []
-        for layer, block in enumerate(self.model.layout.blocks):
-            before_attention.append(x)
-            mid = x + self.baseline.added(self.model, layer)
-            before_mlp.append(x if block.parallel else mid)
-            x = mid + self.baseline.mlps[layer] if self.graph.mlps else mid
-        return before_attention, before_mlp, x
+        return self.baseline.streams(self.model)
 
     def evaluate(
         self,

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from mech_interp.backends.huggingface.block import take_columns
 from mech_interp.backends.tokens import Tokens
 from mech_interp.errors import CapabilityError
 from mech_interp.sites import Site
@@ -45,12 +46,36 @@ class Writers:
             change(self.embed), tuple(map(change, self.heads)), tuple(map(change, self.mlps)), self.scales
         )
 
+    def select(self, prompts: Tensor) -> Writers:
+        """Those of some prompts, by number."""
+        scales = tuple(scale if isinstance(scale, float) else scale[prompts] for scale in self.scales)
+        return replace(self.mapped(lambda values: values[prompts]), scales=scales)
+
+    def narrowed(self, columns: Tensor) -> Writers:
+        """With the writers of the last layer at `columns` [prompt, n] alone."""
+        heads = (*self.heads[:-1], take_columns(self.heads[-1], columns))
+        mlps = (*self.mlps[:-1], take_columns(self.mlps[-1], columns)) if self.mlps else ()
+        return replace(self, heads=heads, mlps=mlps)
+
     def added(self, model: HuggingFaceModel, layer: int) -> Tensor:
         """What the heads of a layer add together, output bias included, [prompt, position, d_model]."""
         block = model.layout.blocks[layer]
         out = torch.einsum("pthe,hed->ptd", self.heads[layer], head_weights(block))
         bias = block.weights().get("b_O")
         return out if bias is None else out + bias
+
+    def streams(self, model: HuggingFaceModel) -> tuple[list[Tensor], list[Tensor], Tensor]:
+        """The stream at attention of every layer, at its MLP, and at the end.
+
+        Each [prompt, position, d_model].
+        """
+        x, before_attention, before_mlp = self.embed, [], []
+        for layer, block in enumerate(model.layout.blocks):
+            before_attention.append(x)
+            mid = x + self.added(model, layer)
+            before_mlp.append(x if block.parallel else mid)
+            x = mid + self.mlps[layer] if self.mlps else mid
+        return before_attention, before_mlp, x
 
 
 def head_weights(block: Block) -> Tensor:
@@ -125,6 +150,8 @@ def refuse_without_edges(model: HuggingFaceModel) -> None:
         reason = f"edges of {layout.title} are not checked in this version"
     elif not layout.causal:
         reason = "its attention is bidirectional"
+    elif getattr(layout.module.config, "norm", layout.norm) != layout.norm:
+        reason = "the norms of its blocks and the last one are of different kinds"
     elif any(b.post_attention is not None and "b_O" in b.weights() for b in layout.blocks):
         reason = "the norm behind attention scales an output bias, which belongs to no writer"
     if reason:

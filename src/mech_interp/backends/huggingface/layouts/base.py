@@ -166,6 +166,7 @@ class Layout(ABC):
         causal: whether a position sees earlier ones alone.
         norm: the kind of its final norm: ``layer``, ``rms`` or ``none``.
         notice: what a user should know about this checkpoint in this layout; empty for nothing.
+        final_norm, unembedding: the library's norm before the unembedding, and the unembedding.
     """
 
     model_type: ClassVar[str]
@@ -180,6 +181,8 @@ class Layout(ABC):
     sizes: Sizes
     blocks: Sequence[Block]
     module: Any
+    final_norm: nn.Module
+    unembedding: nn.Linear
 
     @abstractmethod
     def embed(self, ids: Tensor) -> Tensor:
@@ -194,19 +197,9 @@ class Layout(ABC):
         return None
 
     @property
-    @abstractmethod
-    def final_norm(self) -> nn.Module:
-        """The norm before the unembedding."""
-
-    @property
     def norm_eps(self) -> float:
         """What the norms add to the variance."""
         return norm_eps(self.final_norm)
-
-    @property
-    @abstractmethod
-    def unembedding(self) -> nn.Linear:
-        """The unembedding."""
 
     @classmethod
     def register(cls) -> None:

@@ -5,30 +5,29 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from mech_interp.backends.huggingface.layouts.base import Layout, Port, Sizes
-from mech_interp.backends.huggingface.layouts.parts import FusedBlock, alibi_slopes, by_key, norm_weights
+from mech_interp.backends.huggingface.layouts.base import Port
+from mech_interp.backends.huggingface.layouts.fused import GroupedBlock
+from mech_interp.backends.huggingface.layouts.parts import alibi_slopes, by_key, norm_weights
+from mech_interp.backends.huggingface.layouts.plain import PlainLayout, sizes_of
 from mech_interp.errors import CapabilityError
 
 
-class BloomBlock(FusedBlock):
+class BloomBlock(GroupedBlock):
     """A `BloomBlock` of transformers, in pieces."""
 
     def __init__(self, module: Any, n_heads: int) -> None:
-        super().__init__(module, module.self_attention, n_heads, n_heads)
+        super().__init__(module, module.self_attention, n_heads)
+        self.act = module.mlp.gelu_impl
         self.scale = float(module.self_attention.inv_norm_factor)
-        self.slopes = alibi_slopes(n_heads, module.self_attention.dense.weight.device)
+        self.slopes = alibi_slopes(n_heads, self.out.weight.device)
 
     def score_bias(self, query_positions: Tensor, n_keys: int) -> Tensor | None:
-        return by_key(self.slopes, query_positions, n_keys, self.attention.dense.weight.dtype)
-
-    def mlp_activation(self, pre: Tensor, linear: Tensor | None) -> Tensor:
-        out: Tensor = self.module.mlp.gelu_impl(pre)
-        return out
+        return by_key(self.slopes, query_positions, n_keys, self.out.weight.dtype)
 
 
-class BloomLayout(Layout):
+class BloomLayout(PlainLayout):
     """`BloomForCausalLM`."""
 
     model_type = "bloom"
@@ -42,7 +41,7 @@ class BloomLayout(Layout):
     }
 
     def __init__(self, module: Any) -> None:
-        config = module.config
+        config, stack = module.config, module.transformer
         if config.apply_residual_connection_post_layernorm:
             raise CapabilityError(
                 "This BLOOM checkpoint keeps the output of its norms as the residual stream "
@@ -50,45 +49,20 @@ class BloomLayout(Layout):
                 "Use a checkpoint without that option.",
             )
         self.module = module
-        self.sizes = Sizes(
-            n_layers=config.n_layer,
-            n_heads=config.n_head,
-            n_kv_heads=config.n_head,
-            d_model=config.hidden_size,
-            d_head=config.hidden_size // config.n_head,
-            d_mlp=4 * config.hidden_size,
-            vocabulary=config.vocab_size,
-            # ALiBi itself has no end: this is the length that the checkpoint was trained for.
-            context=getattr(config, "seq_length", None) or 2048,
-        )
-        self.blocks = [BloomBlock(block, config.n_head) for block in module.transformer.h]
+        # ALiBi itself has no end: this is the length that the checkpoint was trained for.
+        context = getattr(config, "seq_length", None) or 2048
+        self.sizes = sizes_of(config, d_mlp=4 * config.hidden_size, context=context)
+        self.blocks = [BloomBlock(block, config.n_head) for block in stack.h]
+        self.embedding, self.embedding_norm = stack.word_embeddings, stack.word_embeddings_layernorm
+        self.final_norm, self.unembedding = stack.ln_f, module.lm_head
 
     def embed(self, ids: Tensor) -> Tensor:
-        stack = self.module.transformer
-        out: Tensor = stack.word_embeddings_layernorm(stack.word_embeddings(ids))
+        out: Tensor = self.embedding_norm(self.embedding(ids))
         return out
-
-    @property
-    def final_norm(self) -> nn.Module:
-        norm: nn.Module = self.module.transformer.ln_f
-        return norm
-
-    @property
-    def unembedding(self) -> nn.Linear:
-        head: nn.Linear = self.module.lm_head
-        return head
 
     def weights(self) -> dict[str, Tensor]:
         """W_E is the table itself; the norm ln_embed stands between it and the residual stream."""
-        stack = self.module.transformer
-        found = {"W_E": stack.word_embeddings.weight, "W_U": self.module.lm_head.weight.T}
-        found |= norm_weights("ln_embed", stack.word_embeddings_layernorm)
-        return found | norm_weights("ln_final", stack.ln_f)
+        return super().weights() | norm_weights("ln_embed", self.embedding_norm)
 
     def ports(self) -> dict[str, Port]:
-        stack = self.module.transformer
-        return {
-            "embed": Port(stack.word_embeddings_layernorm),
-            "ln_final": Port(stack.ln_f),
-            "logits": Port(self.module.lm_head),
-        }
+        return super().ports() | {"embed": Port(self.embedding_norm)}

@@ -6,21 +6,13 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from mech_interp.backends.huggingface.layouts.base import (
-    Block,
-    Layout,
-    Port,
-    Rotary,
-    Sizes,
-    in_heads,
-    split_heads,
-)
-from mech_interp.backends.huggingface.layouts.parts import activate, norm_weights
+from mech_interp.backends.huggingface.layouts.base import Rotary
+from mech_interp.backends.huggingface.layouts.plain import PlainLayout, SeparateBlock, sizes_of
 
 
-class GPTJBlock(Block):
+class GPTJBlock(SeparateBlock):
     """A `GPTJBlock` of transformers, in pieces."""
 
     wide_scores = True
@@ -29,81 +21,16 @@ class GPTJBlock(Block):
     shared_norm = True
 
     def __init__(self, module: Any, n_heads: int) -> None:
-        self.module = module
-        self.attention = module.attn
-        self.n_heads = n_heads
-        self.scale = 1 / float(module.attn.scale_attn)
-
-    def norm1(self, x: Tensor) -> Tensor:
-        out: Tensor = self.module.ln_1(x)
-        return out
-
-    def qkv(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        own, heads = self.attention, (self.n_heads, -1)
-        return (
-            own.q_proj(x).unflatten(-1, heads),
-            own.k_proj(x).unflatten(-1, heads),
-            own.v_proj(x).unflatten(-1, heads),
-        )
+        own, mlp = module.attn, module.mlp
+        super().__init__(module, own, n_heads)
+        self.scale = 1 / float(own.scale_attn)
+        self.first = module.ln_1
+        self.q, self.k, self.v, self.out = own.q_proj, own.k_proj, own.v_proj, own.out_proj
+        self.up, self.act, self.down, self.mlp_end = mlp.fc_in, mlp.act, mlp.fc_out, mlp
 
     def rotate(self, q: Tensor, k: Tensor, rotary: Rotary) -> tuple[Tensor, Tensor]:
         cos, sin = rotary["default"]
         return rotate_pairs(q, cos, sin), rotate_pairs(k, cos, sin)
-
-    def attention_output(self, z: Tensor) -> Tensor:
-        out: Tensor = self.attention.out_proj(z.flatten(-2))
-        return out
-
-    def norm2(self, x: Tensor) -> Tensor:
-        return self.norm1(x)
-
-    def mlp_in(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        return self.module.mlp.fc_in(x), None
-
-    def mlp_activation(self, pre: Tensor, linear: Tensor | None) -> Tensor:
-        return activate(self.module.mlp.act, pre)
-
-    def mlp_out(self, post: Tensor) -> Tensor:
-        out: Tensor = self.module.mlp.fc_out(post)
-        return out
-
-    def weights(self) -> dict[str, Tensor]:
-        own, mlp = self.attention, self.module.mlp
-        found = {
-            "W_Q": split_heads(own.q_proj.weight.T, self.n_heads),
-            "W_K": split_heads(own.k_proj.weight.T, self.n_heads),
-            "W_V": split_heads(own.v_proj.weight.T, self.n_heads),
-            "W_O": own.out_proj.weight.T.reshape(self.n_heads, -1, own.out_proj.weight.shape[0]),
-            "W_in": mlp.fc_in.weight.T,
-            "b_in": mlp.fc_in.bias,
-            "W_out": mlp.fc_out.weight.T,
-            "b_out": mlp.fc_out.bias,
-        }
-        return found | norm_weights("ln1", self.module.ln_1)
-
-    @property
-    def attention_module(self) -> nn.Module:
-        module: nn.Module = self.attention
-        return module
-
-    def ports(self) -> dict[str, Port]:
-        block, own, mlp = self.module, self.attention, self.module.mlp
-        heads = in_heads(self.n_heads)
-        return {
-            "resid_pre": Port(block, "input"),
-            "ln1": Port(block.ln_1),
-            "q": Port(own.q_proj, view=heads),
-            "k": Port(own.k_proj, view=heads),
-            "v": Port(own.v_proj, view=heads),
-            "z": Port(own.out_proj, "input", heads),
-            "attn_out_own": Port(own),
-            "attn_out": Port(own),
-            "mlp_pre": Port(mlp.fc_in),
-            "mlp_post": Port(mlp.fc_out, "input"),
-            "mlp_out_own": Port(mlp),
-            "mlp_out": Port(mlp),
-            "resid_post": Port(block),
-        }
 
 
 def rotate_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -118,7 +45,7 @@ def rotate_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat((out, kept), dim=-1) if kept.shape[-1] else out
 
 
-class GPTJLayout(Layout):
+class GPTJLayout(PlainLayout):
     """`GPTJForCausalLM`."""
 
     model_type = "gptj"
@@ -135,49 +62,15 @@ class GPTJLayout(Layout):
     rotary_positions = True
 
     def __init__(self, module: Any) -> None:
-        config = module.config
+        config, stack = module.config, module.transformer
         self.module = module
-        self.sizes = Sizes(
-            n_layers=config.n_layer,
-            n_heads=config.n_head,
-            n_kv_heads=config.n_head,
-            d_model=config.n_embd,
-            d_head=config.n_embd // config.n_head,
-            d_mlp=config.n_inner or 4 * config.n_embd,
-            vocabulary=config.vocab_size,
-            context=config.n_positions,
-        )
-        self.blocks = [GPTJBlock(block, config.n_head) for block in module.transformer.h]
-
-    def embed(self, ids: Tensor) -> Tensor:
-        out: Tensor = self.module.transformer.wte(ids)
-        return out
+        self.sizes = sizes_of(config, d_mlp=config.n_inner or 4 * config.n_embd)
+        self.blocks = [GPTJBlock(block, config.n_head) for block in stack.h]
+        self.embedding = stack.wte
+        self.final_norm, self.unembedding = stack.ln_f, module.lm_head
 
     def rotary(self, like: Tensor, positions: Tensor) -> Rotary | None:
         # Every attention module keeps the same table: sines of all angles, then their cosines.
         table = self.module.transformer.h[0].attn.embed_positions
         sin, cos = table[positions].to(like).chunk(2, dim=-1)
         return {"default": (cos.repeat_interleave(2, -1), sin.repeat_interleave(2, -1))}
-
-    @property
-    def final_norm(self) -> nn.Module:
-        norm: nn.Module = self.module.transformer.ln_f
-        return norm
-
-    @property
-    def unembedding(self) -> nn.Linear:
-        head: nn.Linear = self.module.lm_head
-        return head
-
-    def weights(self) -> dict[str, Tensor]:
-        stack, head = self.module.transformer, self.module.lm_head
-        found = {"W_E": stack.wte.weight, "W_U": head.weight.T, "b_U": head.bias}
-        return found | norm_weights("ln_final", stack.ln_f)
-
-    def ports(self) -> dict[str, Port]:
-        stack = self.module.transformer
-        return {
-            "embed": Port(stack.wte),
-            "ln_final": Port(stack.ln_f),
-            "logits": Port(self.module.lm_head),
-        }

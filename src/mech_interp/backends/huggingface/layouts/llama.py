@@ -7,15 +7,8 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
-from mech_interp.backends.huggingface.layouts.base import (
-    Block,
-    Layout,
-    Port,
-    Rotary,
-    Sizes,
-    in_heads,
-    split_heads,
-)
+from mech_interp.backends.huggingface.layouts.base import Block, Port, Sizes, in_heads, split_heads
+from mech_interp.backends.huggingface.layouts.plain import TINY, PlainLayout, sizes_of
 
 
 class LlamaBlock(Block):
@@ -145,20 +138,12 @@ class LlamaBlock(Block):
         }
 
 
-class LlamaLayout(Layout):
+class LlamaLayout(PlainLayout):
     """`LlamaForCausalLM`."""
 
     model_type = "llama"
     title = "Llama"
-    tiny: ClassVar[Mapping[str, Any]] = {
-        "vocab_size": 97,
-        "max_position_embeddings": 24,
-        "hidden_size": 32,
-        "intermediate_size": 40,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-    }
+    tiny: ClassVar[Mapping[str, Any]] = {**TINY, "intermediate_size": 40, "num_key_value_heads": 2}
     gated = True
     rotary_positions = True
     norm: Literal["layer", "rms", "none"] = "rms"
@@ -166,14 +151,11 @@ class LlamaLayout(Layout):
     def __init__(self, module: Any) -> None:
         self.module = module
         config = self.config
-        self.sizes = Sizes(
-            n_layers=config.num_hidden_layers,
-            n_heads=config.num_attention_heads,
-            n_kv_heads=config.num_key_value_heads,
-            d_model=config.hidden_size,
-            d_head=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
+        self.sizes = sizes_of(
+            config,
             d_mlp=config.intermediate_size,
-            vocabulary=config.vocab_size,
+            n_kv_heads=config.num_key_value_heads,
+            d_head=getattr(config, "head_dim", None) or None,
             context=_context(config),
         )
         if self.sizes.context < config.max_position_embeddings:
@@ -182,6 +164,8 @@ class LlamaLayout(Layout):
                 "the rope scaling of this checkpoint (longrope) turns all positions of longer ones otherwise."
             )
         self.blocks = [LlamaBlock(block, self.sizes) for block in self.decoder.layers]
+        self.embedding, self.rotary_table = self.decoder.embed_tokens, self.decoder.rotary_emb
+        self.final_norm, self.unembedding = self.decoder.norm, module.lm_head
 
     @property
     def config(self) -> Any:
@@ -193,38 +177,9 @@ class LlamaLayout(Layout):
         """The library's module of everything before the unembedding."""
         return self.module.model
 
-    def embed(self, ids: Tensor) -> Tensor:
-        out: Tensor = self.decoder.embed_tokens(ids)
-        return out
-
-    def rotary(self, like: Tensor, positions: Tensor) -> Rotary | None:
-        cos, sin = self.decoder.rotary_emb(like, position_ids=positions)
-        return {"default": (cos, sin)}
-
-    @property
-    def final_norm(self) -> nn.Module:
-        norm: nn.Module = self.decoder.norm
-        return norm
-
-    @property
-    def unembedding(self) -> nn.Linear:
-        head: nn.Linear = self.module.lm_head
-        return head
-
-    def weights(self) -> dict[str, Tensor]:
-        return {
-            "W_E": self.decoder.embed_tokens.weight,
-            "W_U": self.module.lm_head.weight.T,
-            "ln_final.w": self.decoder.norm.weight,
-        }
-
     def ports(self) -> dict[str, Port]:
         # Where the embedding is scaled on its way, only the first block's input is what was added.
-        return {
-            "embed": Port(self.decoder.layers[0], "input"),
-            "ln_final": Port(self.decoder.norm),
-            "logits": Port(self.module.lm_head),
-        }
+        return super().ports() | {"embed": Port(self.decoder.layers[0], "input")}
 
 
 def layer_windows(config: Any) -> list[int | None]:

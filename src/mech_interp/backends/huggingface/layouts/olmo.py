@@ -63,9 +63,4 @@ class OlmoLayout(LlamaLayout):
         return _NORM_EPS
 
     def weights(self) -> dict[str, Tensor]:
-        unembedding = self.module.lm_head.weight
-        return {
-            "W_E": self.decoder.embed_tokens.weight,
-            "W_U": unembedding.T,
-            "ln_final.w": torch.ones_like(unembedding[0]),
-        }
+        return super().weights() | {"ln_final.w": torch.ones_like(self.unembedding.weight[0])}

@@ -69,6 +69,3 @@ class StableLmLayout(LlamaLayout):
     def __init__(self, module: Any) -> None:
         super().__init__(module)
         self.blocks = [StableLmBlock(block, self.sizes) for block in module.model.layers]
-
-    def weights(self) -> dict[str, Tensor]:
-        return super().weights() | norm_weights("ln_final", self.module.model.norm)
