@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -22,6 +23,10 @@ with contextlib.suppress(ImportError):
     # Before any test imports nnsight, which adds a method to every object: imported after that, MLX ends the
     # process. Where the package itself meets that order it helps itself; see the backend mlx.
     import mlx.core  # noqa: F401
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell starts its background jobs deaf to Ctrl-C, which tests send; what they start inherits it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 Mech = Callable[..., "subprocess.CompletedProcess[str]"]
 
