@@ -56,10 +56,11 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
     from compare.circuit_memory import peaks
     from compare.circuit_search import paths, search
     from compare.circuit_setting import CIRCUIT_SHAPES, open_peer, opened
-    from compare.setting import BATCH, LENGTH
+    from compare.setting import BATCH, LENGTH, workload
 
     shape = CIRCUIT_SHAPES[options.shape]
-    every, one = opened(shape, "all_tokens"), opened(shape, "one_token")
+    every = opened(shape, "all_tokens")
+    one = every.on(workload("one_token", shape), BATCH)
     quick, toy, threads = options.quick, options.shape == "toy", torch.get_num_threads()
     _say("edge attribution in forwards")
     report: dict[str, Any] = {"benchmark": "circuits"}
@@ -68,7 +69,7 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
     peer = open_peer(shape)
     report["peer"] = against_peer(every, peer, options.repeats, 1 if quick or toy else 3)
     _say("ACDC")
-    small = opened(CIRCUIT_SHAPES["gpt2-small, 4 layers"], "all_tokens") if quick and not toy else every
+    small = opened(CIRCUIT_SHAPES["gpt2-small, 3 layers"], "all_tokens") if quick and not toy else every
     report["acdc"] = search(small, options.tau, 12 if quick else 48)
     _say("path patching")
     last = shape.n_layer - 1
@@ -79,7 +80,7 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
         peaks(options.shape, "all_tokens", threads) if options.memory else {"reason": "left out"}
     )
     _say("growth")
-    report["growth"] = growth(shape, "all_tokens", 1 if quick else 3)
+    report["growth"] = growth(every, 1 if quick else 3)
     report |= {
         "disagreements": _disagreements(report),
         "prompts": BATCH,
@@ -132,7 +133,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     where = "write JSON to FILE (- or no name: standard output)"
     parser.add_argument("--json", nargs="?", const="-", metavar="FILE", help=where)
     parser.add_argument("--repeats", type=int, help="runs of every side (7; quick: 3)")
-    parser.add_argument("--quick", action="store_true", help="under two minutes: slices, ACDC on 4 layers")
+    parser.add_argument("--quick", action="store_true", help="under two minutes: slices, ACDC on 3 layers")
     parser.add_argument("--tau", type=float, default=TAU, help=f"ACDC's threshold ({TAU:g})")
     parser.add_argument("--no-memory", dest="memory", action="store_false", help="leave out peak memory")
     parser.add_argument("--threads", type=int, help="torch threads (its own default)")

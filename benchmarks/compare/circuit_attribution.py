@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from compare.circuit_setting import NO_PEER, Setting, best_of, judged, opened, timed
-from compare.setting import Shape
 from compare.sides import TransformerLens
 
 FORWARDS, TIMES = 3.6, 3.0
@@ -57,7 +57,7 @@ def against_peer(
     ours, values = best_of({"ours": lambda: setting.scores(exchanged=True)}, repeats)
     seconds, processor, theirs = [], [], []
     for prompt in range(prompts):
-        wall, cpu, scores = timed(lambda prompt=prompt: _peer_scores(peer, setting, prompt))
+        wall, cpu, scores = timed(partial(_peer_scores, peer, setting, prompt))
         seconds.append(wall)
         processor.append(cpu)
         theirs.append(_as_matrix(scores, setting))
@@ -124,17 +124,18 @@ def _reader(graph: Any, node: Any) -> int:
     return number
 
 
-def growth(shape: Shape, work: str, repeats: int) -> list[dict[str, Any]]:
+def growth(whole: Setting, repeats: int) -> list[dict[str, Any]]:
     """Seconds of EAP and of a forward by layers and by prompts."""
-    depths = [n for n in (3, 6, 12) if n <= shape.n_layer]
+    shape, work, most = whole.shape, whole.work, whole.n_prompts
+    settings = [opened(replace(shape, n_layer=n), work.name, most) for n in (3, 6) if n < shape.n_layer]
+    settings += [whole, *(whole.on(work, n) for n in (1, 2, 4))]
     rows = []
-    for layers, prompts in [*((n, 8) for n in depths), *((depths[-1], n) for n in (1, 2, 4))]:
-        setting = opened(replace(shape, n_layer=layers), work, prompts)
+    for setting in settings:
         times, _ = best_of({"forward": setting.forward, "eap": setting.scores}, repeats)
         rows.append(
             {
-                "layers": layers,
-                "prompts": prompts,
+                "layers": setting.shape.n_layer,
+                "prompts": setting.n_prompts,
                 "edges": int(setting.engine().graph.n_edges),
                 "eap_cpu": times["eap"].cpu,
                 "forward_cpu": times["forward"].cpu,

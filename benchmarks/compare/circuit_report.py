@@ -18,7 +18,7 @@ def text_of(report: dict[str, Any]) -> str:
         "seconds are of processor time, the least over repeats; wall time in brackets",
     ]
     if report["quick"]:
-        head.append("QUICK: few repeats, slices instead of whole sweeps, ACDC on 4 layers")
+        head.append("QUICK: few repeats, slices instead of whole sweeps, ACDC on 3 layers")
     return "\n".join([*head, *_sections(report)])
 
 

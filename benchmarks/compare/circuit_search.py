@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -59,7 +60,7 @@ def _one_by_one(engine: Any, loss: Any, decisions: list[Any], count: int) -> dic
         before, after = _masks(engine, decisions, at, writer)
         with torch.no_grad():
             start = float(engine.evaluate(before[None], loss).double().mean())
-            wall, cpu, value = timed(lambda after=after: engine.evaluate(after[None], loss))
+            wall, cpu, value = timed(partial(engine.evaluate, after[None], loss))
         effect = float(value.double().mean()) - start
         worst = max(worst, abs(effect - decisions[at].effects[writer]))
         seconds, processor = seconds + wall, processor + cpu

@@ -17,7 +17,7 @@ from compare.sides import TransformerLens
 from compare.timing import in_turn
 
 NO_PEER = "transformer_lens is not installed; install the extra: mech-interpretability[bench]"
-CIRCUIT_SHAPES = SHAPES | {"gpt2-small, 4 layers": replace(SHAPES["gpt2-small"], n_layer=4)}
+CIRCUIT_SHAPES = SHAPES | {"gpt2-small, 3 layers": replace(SHAPES["gpt2-small"], n_layer=3)}
 
 
 @dataclass
@@ -34,6 +34,12 @@ class Setting:
         from mech_interp.backends.huggingface.opening import open_module
 
         return open_module(random_module(self.shape), dummy_tokenizer(self.shape))
+
+    def on(self, work: Workload, n_prompts: int) -> Setting:
+        """The same model on other prompts."""
+        other = Setting(self.shape, work, n_prompts)
+        other.model = self.model
+        return other
 
     @property
     def clean(self) -> Any:
