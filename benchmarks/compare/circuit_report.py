@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterator
 from typing import Any
 
@@ -68,14 +69,15 @@ def _search(one: dict[str, Any]) -> Iterator[str]:
         f"  {one['kept']:,} edges stay; {one['evaluated']:,} evaluated in {one['rows']:,} rows, "
         f"{one['wasted']:.0%} wasted: {one['cpu']:.1f} s ({one['seconds']:.1f})"
     )
-    each, each_wall = passes["cpu"] / passes["edges"], passes["seconds"] / passes["edges"]
+    each, each_wall = statistics.mean(passes["cpu"]), statistics.mean(passes["seconds"])
     yield (
-        f"  one edge per pass: {each:.3f} s ({each_wall:.3f}) on {passes['edges']} of them, effects within "
-        f"{passes['difference']:.1e}"
+        f"  one edge per pass, in turn with it: {each:.3f} s ({each_wall:.3f}) on {passes['edges']} of them, "
+        f"{min(passes['cpu']):.3f} to {max(passes['cpu']):.3f}; effects within {passes['difference']:.1e}"
     )
+    low, high = one["ratio_cpu_spread"]
     yield (
-        f"  extrapolated to the edges evaluated: {_times(one['ratio_cpu'])} x ({_times(one['ratio'])} x); to "
-        f"every edge: {_times(one['ratio_all_edges_cpu'])} x"
+        f"  extrapolated to the edges evaluated: {_times(one['ratio_cpu'])} x ({_times(one['ratio'])} x), by "
+        f"single passes {low:.2f} to {high:.2f} x; to every edge: {_times(one['ratio_all_edges_cpu'])} x"
     )
     yield f"  bar: at least {one['bar']:g} x: {VERDICTS[one['met']]}"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from functools import partial
 from typing import Any
 
@@ -19,16 +20,21 @@ CLOSE = 1e-5
 
 
 def search(setting: Setting, tau: float, slice_size: int) -> dict[str, Any]:
-    """The whole graph by ACDC; a slice of its decisions again by one pass of the edge engine each."""
+    """The whole graph by ACDC; in turn with it, some of its decisions by a pass of the edge engine each."""
     from mech_interp.backends.huggingface.edge_pruning import Work, prune_edges
     from mech_interp.methods.circuits.acdc import Negative
 
     engine, loss, work = setting.engine(), Negative(setting.metric), Work()
-    wall, cpu, decisions = timed(lambda: list(prune_edges(engine, loss, tau, work=work)))
-    evaluated = sum(len(one.effects) for one in decisions)
-    passes = _one_by_one(engine, loss, decisions, slice_size)
-    equal = passes["difference"] <= CLOSE
-    per_pass, per_pass_cpu = passes["seconds"] / passes["edges"], passes["cpu"] / passes["edges"]
+    slices = Slices(engine, loss, max(1, engine.graph.n_edges // slice_size))
+    live, wall, cpu = prune_edges(engine, loss, tau, work=work), 0.0, 0.0
+    while True:
+        took, processor, decision = timed(partial(next, live, None))
+        wall, cpu = wall + took, cpu + processor
+        if decision is None:
+            break
+        slices.see(decision)
+    decisions, evaluated = slices.decisions, slices.evaluated
+    passes = slices.record()
     found: dict[str, Any] = {
         "tau": tau,
         "layers": setting.shape.n_layer,
@@ -43,28 +49,57 @@ def search(setting: Setting, tau: float, slice_size: int) -> dict[str, Any]:
         "tolerance": CLOSE,
         "bar": SEARCH,
     }
+    equal = passes["difference"] <= CLOSE
+    each = passes["cpu"]
     # The sequential algorithm, too, would leave out readers without a way to the logits.
-    found["ratio"] = per_pass * evaluated / wall if equal else None
-    found["ratio_cpu"] = per_pass_cpu * evaluated / cpu if equal else None
-    found["ratio_all_edges_cpu"] = per_pass_cpu * engine.graph.n_edges / cpu if equal else None
+    found["ratio"] = statistics.mean(passes["seconds"]) * evaluated / wall if equal else None
+    found["ratio_cpu"] = statistics.mean(each) * evaluated / cpu if equal else None
+    found["ratio_cpu_spread"] = [bound * evaluated / cpu for bound in (min(each), max(each))]
+    found["ratio_all_edges_cpu"] = statistics.mean(each) * engine.graph.n_edges / cpu if equal else None
     found["met"] = judged(found["ratio_cpu"], SEARCH, at_most=False)
     return found
 
 
-def _one_by_one(engine: Any, loss: Any, decisions: list[Any], count: int) -> dict[str, Any]:
-    """Evaluate edges spread over the decisions, each in a pass of its own from layer 0."""
-    order = [(i, w) for i, one in enumerate(decisions) for w in one.effects]
-    chosen = [order[i] for i in np.linspace(1, len(order) - 1, min(count, len(order) - 1)).astype(int)]
-    seconds, processor, worst = 0.0, 0.0, 0.0
-    for at, writer in chosen:
-        before, after = _masks(engine, decisions, at, writer)
+class Slices:
+    """Every so many evaluated edges, one of them again, in a pass of its own from layer 0."""
+
+    def __init__(self, engine: Any, loss: Any, stride: int) -> None:
+        self.engine, self.loss, self.stride = engine, loss, stride
+        self.decisions: list[Any] = []
+        self.evaluated = 0
+        self.seconds: list[float] = []
+        self.cpu: list[float] = []
+        self.worst = 0.0
+        full = torch.tensor(engine.graph.possible, dtype=torch.float32)
+        engine.evaluate(full[None], loss)  # so that no timed pass computes what all of them share
+
+    def see(self, decision: Any) -> None:
+        """Take in what was decided at one reader; time passes where it is the turn of one of its edges."""
+        at, writers = len(self.decisions), list(decision.effects)
+        self.decisions.append(decision)
+        for i, writer in enumerate(writers):
+            if (self.evaluated + i) % self.stride == self.stride // 2:
+                self._once(at, writer)
+        self.evaluated += len(writers)
+
+    def _once(self, at: int, writer: int) -> None:
+        before, after = _masks(self.engine, self.decisions, at, writer)
         with torch.no_grad():
-            start = float(engine.evaluate(before[None], loss).double().mean())
-            wall, cpu, value = timed(partial(engine.evaluate, after[None], loss))
+            start = float(self.engine.evaluate(before[None], self.loss).double().mean())
+            wall, cpu, value = timed(partial(self.engine.evaluate, after[None], self.loss))
         effect = float(value.double().mean()) - start
-        worst = max(worst, abs(effect - decisions[at].effects[writer]))
-        seconds, processor = seconds + wall, processor + cpu
-    return {"edges": len(chosen), "seconds": seconds, "cpu": processor, "difference": worst}
+        self.worst = max(self.worst, abs(effect - self.decisions[at].effects[writer]))
+        self.seconds.append(wall)
+        self.cpu.append(cpu)
+
+    def record(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "edges": len(self.cpu),
+            "seconds": self.seconds,
+            "cpu": self.cpu,
+            "difference": self.worst,
+        }
 
 
 def _masks(engine: Any, decisions: list[Any], at: int, writer: int) -> tuple[Tensor, Tensor]:

@@ -49,6 +49,9 @@ def test_report_has_the_promised_figures(
     assert 0 < acdc["kept"] < acdc["edges"]
     assert acdc["rows"] >= acdc["evaluated"] > 0
     assert acdc["slice"]["difference"] <= acdc["tolerance"]
+    assert acdc["slice"]["edges"] == len(acdc["slice"]["cpu"]) > 1
+    low, high = acdc["ratio_cpu_spread"]
+    assert low <= acdc["ratio_cpu"] <= high
     assert [row["layers"] for row in report["growth"]] == [3, 3, 3, 3]
     assert all("met" not in one or one["met"] is None for one in (*report["eap"], acdc))
     shown = capsys.readouterr().out
@@ -75,12 +78,13 @@ def test_decisions_that_are_wrong_are_not_counted(
 ) -> None:
     from mech_interp.backends.huggingface.circuit_state import CircuitState
 
-    right = CircuitState.removals
+    right = CircuitState.trials
 
     def wrong(self: CircuitState, *given: Any) -> torch.Tensor:
-        return right(self, *given) + 1e-4 * torch.randn(()).abs()
+        values = right(self, *given)
+        return values + 1e-4 * torch.randn(len(values), 1)
 
-    monkeypatch.setattr(CircuitState, "removals", wrong)
+    monkeypatch.setattr(CircuitState, "trials", wrong)
     code, report = run(bench, tmp_path / "out.json")
     assert code == 1
     assert report["acdc.ratio_one_by_one"] is None

@@ -12,6 +12,7 @@ from mech_interp.methods.circuits.common import CircuitTask
 from mech_interp.methods.common import Floats, as_floats
 
 if TYPE_CHECKING:
+    from mech_interp.backends.huggingface.backward_rules import Rules
     from mech_interp.backends.huggingface.edge_gradients import Variant
     from mech_interp.methods.circuits.common import Direction
 
@@ -19,7 +20,13 @@ PROMPTS_PER_UNIT = 32
 
 
 def score_edges(
-    context: Context[Any], task: CircuitTask, variant: Variant, steps: int, direction: Direction
+    context: Context[Any],
+    task: CircuitTask,
+    variant: Variant,
+    steps: int,
+    direction: Direction,
+    *,
+    rules: Rules = "none",
 ) -> Floats:
     """[prompt, edge], edges in order of `graph.possible`; see `edge_scores`."""
     from mech_interp.backends.huggingface.edge_gradients import edge_scores
@@ -33,6 +40,7 @@ def score_edges(
             variant=variant,
             steps=steps,
             direction=direction,
+            rules=rules,
             prompts=list(range(*part)),
         )
         return {"scores": as_floats(found)[:, graph.possible]}

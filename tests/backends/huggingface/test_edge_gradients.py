@@ -10,6 +10,7 @@ import torch
 from edge_models import CLEAN, CORRUPT, HERE, METRIC, full, in_double
 from torch import Tensor
 
+from mech_interp.backends.huggingface.backward_rules import relevance_rules
 from mech_interp.backends.huggingface.edge_gradients import edge_scores
 from mech_interp.backends.huggingface.edges import EdgeEngine
 from mech_interp.backends.metrics import KLDivergence
@@ -42,6 +43,29 @@ def test_scores_are_the_mask_gradient(engine: EdgeEngine) -> None:
         expected = -mask_gradient(engine, 1.0, prompt)
         assert torch.allclose(found[prompt], expected, rtol=1e-6, atol=1e-9)
     assert float(found.abs().max()) > 1e-3
+
+
+@pytest.mark.parametrize("variant", ["eap", "ig-inputs", "ig-activations"])
+def test_relevance_scores_are_the_mask_gradient_under_the_rules(
+    model: Any, engine: EdgeEngine, variant: Any
+) -> None:
+    """The exact engine differentiated through held norms and secants; one step of IG is the clean run."""
+    found = edge_scores(engine, METRIC, variant=variant, steps=1, rules="relp")
+    with relevance_rules(model):
+        for prompt in range(len(CLEAN)):
+            expected = -mask_gradient(engine, 1.0, prompt)
+            assert torch.allclose(found[prompt], expected, rtol=1e-6, atol=1e-9)
+    plain = edge_scores(engine, METRIC, variant=variant, steps=1)
+    assert float((found - plain).abs().max()) > 1e-3 * float(plain.abs().max())
+
+
+def test_relevance_scores_are_the_same_when_the_runs_are_not_known_yet(
+    model: Any, engine: EdgeEngine
+) -> None:
+    fresh = EdgeEngine(model, Tokens.from_lists(CLEAN), Tokens.from_lists(CORRUPT))
+    _ = engine.clean
+    expected = edge_scores(engine, METRIC, rules="relp")
+    assert torch.allclose(edge_scores(fresh, METRIC, rules="relp"), expected, rtol=1e-9, atol=1e-12)
 
 
 class Several:

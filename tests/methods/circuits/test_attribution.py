@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from mech_interp.backends.huggingface.backward_rules import relevance_rules
 from mech_interp.backends.protocol import Row
 from mech_interp.errors import CapabilityError, InputError
 from mech_interp.interventions import FromRun, Intervention, Replace
@@ -17,7 +18,6 @@ from mech_interp.methods.circuits.approximation import Approximation, correlatio
 from mech_interp.methods.circuits.attribution import edge_attribution, exact_edges
 from mech_interp.methods.circuits.common import CircuitTask
 from mech_interp.methods.circuits.node_attribution import gradients_at, node_attribution
-from mech_interp.methods.circuits.relp import relevance_rules
 from mech_interp.rendering.figure import figure
 from mech_interp.rendering.terminal import to_text
 from mech_interp.sites import Site

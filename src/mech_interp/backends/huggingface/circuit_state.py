@@ -8,6 +8,7 @@ are not run, and those that matter only at the columns that the metric reads are
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from mech_interp.backends.huggingface.layouts.base import Block
 
 
+IN_CACHE = 12 << 20
+"""Bytes of an MLP's activations; with several times that a row takes half as long again."""
 _PROJECTIONS: tuple[Literal["q", "k", "v"], ...] = ("q", "k", "v")
 
 
@@ -85,20 +88,49 @@ class CircuitState:
         """Whether what the reader feeds still has a way to the logits."""
         return bool(self.reader_need[reader] != NOWHERE)
 
+    def rows_in_cache(self, reader: int) -> int:
+        """How many trials at a reader to run at once so that a CPU's cache holds an MLP's activations."""
+        if self.device.type != "cpu":
+            return sys.maxsize
+        read = self.columns is not None and self.reader_need[reader] == READ
+        width = self.columns.shape[1] if read and self.columns is not None else self.deltas.shape[2]
+        info = self.engine.model.info
+        row = len(self.prompts) * width * max(info.d_mlp, info.d_model) * self.deltas.element_size()
+        return max(1, IN_CACHE // row)
+
     def value(self, metric: Metric) -> Tensor:
         """The metric of the circuit as it stands, [prompt]."""
         return self._read(self._input(len(self.graph.readers) - 1)[None], metric)[0]
 
     @torch.no_grad()
-    def removals(
-        self, reader: int, removed: Sequence[int], candidates: Sequence[int], metric: Metric
+    def trials(
+        self,
+        reader: int,
+        removed: Sequence[int],
+        candidates: Sequence[int],
+        expected: Sequence[bool],
+        metric: Metric,
     ) -> Tensor:
-        """The metric after removing `removed`, then also the first, the first two … of `candidates`.
+        """The metric after removing `removed`, one of `candidates`, and those before it expected to go.
 
         All are writers with an edge into `reader`. Returns [len(candidates), prompt].
         """
-        steps = self._deltas(candidates, reader).cumsum(0)
-        inputs = torch.sub(self._without(reader, removed), steps, out=steps)
+        own = self._deltas(candidates, reader)
+        gone = torch.tensor(list(expected), device=self.device)
+        steps = (own * gone[:, None, None, None]).cumsum(0)
+        steps = own.add_(steps.roll(1, 0).index_fill_(0, gone.new_zeros(1, dtype=torch.long), 0.0))
+        return self._onward(reader, torch.sub(self._without(reader, removed), steps, out=steps), metric)
+
+    def slopes(self, reader: int, writers: Sequence[int], metric: Metric) -> Tensor:
+        """First-order estimate of what removing each of `writers` at a reader does to the mean metric."""
+        with torch.enable_grad():
+            inputs = self._input(reader)[None].detach().requires_grad_()
+            value = self._onward(reader, inputs, metric).mean()
+            (gradient,) = torch.autograd.grad(value, inputs)
+        return -torch.einsum("wptd,ptd->w", self._deltas(writers, reader), gradient[0])
+
+    def _onward(self, reader: int, inputs: Tensor, metric: Metric) -> Tensor:
+        """The metric when a reader takes in `inputs` [row, prompt, position, d_model], [row, prompt]."""
         last = len(self.graph.readers) - 1
         if reader == last:
             return self._read(inputs, metric)

@@ -36,11 +36,13 @@ class Gradients:
             the read columns alone.
         streams: what entered the norms, likewise.
         columns: [prompt, n], the columns that the metric reads.
+        held: the scales of the readers' norms are constants to the gradient.
     """
 
     behind: Mapping[ed.Place, Tensor]
     streams: Mapping[ed.Place, Tensor]
     columns: Tensor
+    held: bool = False
 
 
 @dataclass(frozen=True)
@@ -184,7 +186,7 @@ class _Projections:
             y = self._inputs(layer, kinds, prompts, sigma, buffer)
             for p in range(change.shape[1]):
                 found = y[:, p].flatten(1) @ change[:n, p].flatten(1).T
-                if self.layout.norm != "none":
+                if self.layout.norm != "none" and not self.gradients.held:
                     rank_one = torch.mul(y[:, p], x[p], out=product[: len(y)]).sum(-1)  # [reader, position]
                     found.addmm_(rank_one, along[p, :, i, :n], alpha=-1)
                 if self.layout.norm == "layer":
@@ -213,7 +215,7 @@ class _Projections:
         stream = take_columns(self.gradients.streams["resid_pre", layer][prompts], columns)
         weight = block.weights()["W_Q"].detach().to(change.dtype)
         y = torch.einsum("pche,hde->hpcd", behind, weight)
-        y = _through_norm(self.layout, block, "ln1", stream.to(change.dtype), y)
+        y = _through_norm(self.layout, block, "ln1", stream.to(change.dtype), y, self.gradients.held)
         for p in range(change.shape[1]):
             out[p] = change[:, p, columns[p]].flatten(1) @ y[:, p].flatten(1).T
 
@@ -235,7 +237,7 @@ def _single_readers(
         stream = gradients.streams[before_mlp, layer][prompts].to(change.dtype)
         if layer == last and graph.parallel:
             stream = take_columns(stream, columns)
-        y = _through_norm(layout, layout.blocks[layer], "ln2", stream, y)
+        y = _through_norm(layout, layout.blocks[layer], "ln2", stream, y, gradients.held)
         found.append(_spread(y, columns, width) if layer == last else y)
         readers.append((layer + 1) * per_layer - 1)
     gradient = torch.stack(found, 1).flatten(2)  # [prompt, reader, position x d_model]
@@ -243,15 +245,18 @@ def _single_readers(
         out[p, first : first + len(change), readers] = change[:, p].flatten(1) @ gradient[p].T
 
 
-def _through_norm(layout: Layout, block: Block, name: str, stream: Tensor, y: Tensor) -> Tensor:
-    """The gradient at a norm's stream [prompt, position, d_model] from that behind it [..., d_model]."""
+def _through_norm(layout: Layout, block: Block, name: str, stream: Tensor, y: Tensor, held: bool) -> Tensor:
+    """The gradient at a norm's stream [prompt, position, d_model] from that behind it [..., d_model].
+
+    With `held` the norm's scale is a constant.
+    """
     if layout.norm == "none":
         return y
     x, sigma = _normed(layout, stream)
     gain = _gain(layout, block, name)
     y = (y if gain is None else y * gain) / sigma
     y = y - y.mean(-1, keepdim=True) if layout.norm == "layer" else y
-    return y - x * ((y * x).sum(-1, keepdim=True) / x.shape[-1])
+    return y if held else y - x * ((y * x).sum(-1, keepdim=True) / x.shape[-1])
 
 
 def _spread(values: Tensor, columns: Tensor, width: int) -> Tensor:

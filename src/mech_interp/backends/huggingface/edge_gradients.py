@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
+from mech_interp.backends.huggingface.backward_rules import Rules, backward_rules
 from mech_interp.backends.huggingface.edge_contraction import Changes, contract
 from mech_interp.backends.huggingface.edge_passes import BEGIN, Part, Start, frozen_scales, gradients
 from mech_interp.backends.metrics import Metric
@@ -35,6 +36,7 @@ def edge_scores(
     variant: Variant = "eap",
     steps: int = 5,
     direction: Literal["noising", "denoising"] = "noising",
+    rules: Rules = "none",
     prompts: Sequence[int] | None = None,
 ) -> Tensor:
     """Scores of all edges, [prompt, writer, reader], in the accumulation type (at least float32).
@@ -46,29 +48,46 @@ def edge_scores(
             everything before it clean; ``clean-corrupt`` over the two ends.
         direction: ``noising`` estimates what giving the edge its baseline value does to the clean run,
             ``denoising`` what giving it its clean value does to the baseline's run.
+        rules: how gradients pass norms, activations and gates: plainly, or by those of relevance patching
+            (see `backward_rules`), the readers' own norms included.
         prompts: numbers of the prompts; all by default.
 
     Raises:
         InputError: for a metric whose gradient vanishes everywhere it was taken, such as the divergence
             from the clean run at the clean run.
+        CapabilityError: for rules that the model cannot use.
     """
+    with backward_rules(engine.model, rules):
+        found = _scores(engine, metric, variant, steps, direction, prompts, rules == "relp")
+    return _checked(found)
+
+
+def _scores(
+    engine: EdgeEngine,
+    metric: Metric,
+    variant: Variant,
+    steps: int,
+    direction: Literal["noising", "denoising"],
+    prompts: Sequence[int] | None,
+    held: bool,
+) -> Tensor:
     chosen = list(range(len(engine.tokens))) if prompts is None else list(prompts)
     part = Part.whole(engine, metric, chosen)
     post = any(block.post_attention is not None for block in engine.model.layout.blocks)
     if variant == "eap" and direction == "noising" and not post and "clean" not in vars(engine):
-        return _checked(_in_one_pass(part, metric))
+        return _in_one_pass(part, metric, held)
     index = torch.tensor(chosen, device=part.ids.device)
     clean, base = engine.clean.select(index), engine.baseline.select(index)
     ends = (clean, base) if direction == "noising" else (base, clean)
     changes = Changes.between(engine, *ends)
     with frozen_scales(engine, index, part.columns):
         if variant == "ig-activations":
-            return _checked(_by_groups(part, metric, changes, steps, direction))
+            return _by_groups(part, metric, changes, steps, direction, held)
         parts = []
         for weight in _points(variant, steps, direction):
             stream = _between(base.embed, clean.embed, weight)
-            parts.append(contract(changes, gradients(part, metric, stream)[0]))
-        return _checked(torch.stack(parts).mean(0))
+            parts.append(contract(changes, gradients(part, metric, stream, held=held)[0]))
+        return torch.stack(parts).mean(0)
 
 
 def _checked(scores: Tensor) -> Tensor:
@@ -82,7 +101,7 @@ def _checked(scores: Tensor) -> Tensor:
     return scores
 
 
-def _in_one_pass(part: Part, metric: Metric) -> Tensor:
+def _in_one_pass(part: Part, metric: Metric, held: bool) -> Tensor:
     """Plain scores where the clean run is not known yet: the pass that is differentiated also gives it."""
     engine = part.engine
     own = "baseline" not in vars(engine) and engine.corrupt is not None
@@ -94,7 +113,7 @@ def _in_one_pass(part: Part, metric: Metric) -> Tensor:
         first = _first_difference(part, other)
         part = part.after(first) if first else part
         base = part.writers(other[:, first:])
-    found, clean = gradients(part, metric, part.embed(part.ids), writers=True)
+    found, clean = gradients(part, metric, part.embed(part.ids), writers=True, held=held)
     assert clean is not None
     changes = Changes.between(engine, clean, base, part.columns, consume=own)
     del clean  # as large as the changes
@@ -120,14 +139,16 @@ def _between(low: Tensor, high: Tensor, weight: float) -> Tensor:
     return high if weight == 1.0 else low + weight * (high - low)
 
 
-def _by_groups(part: Part, metric: Metric, changes: Changes, steps: int, direction: str) -> Tensor:
+def _by_groups(
+    part: Part, metric: Metric, changes: Changes, steps: int, direction: str, held: bool
+) -> Tensor:
     """Gradients averaged while the outputs of one group of writers move between their two values."""
     total = None
     for members, after, start in _groups(part, direction):
         moved = changes.expand(members=members).sum(0).to(after.dtype)
         for k in range(1, steps + 1):
             stream = after + (1 - k / steps) * moved
-            found = contract(changes, gradients(part, metric, stream, start)[0], members) / steps
+            found = contract(changes, gradients(part, metric, stream, start, held=held)[0], members) / steps
             total = found if total is None else total.add_(found)
     assert total is not None
     return total

@@ -119,11 +119,18 @@ class Part:
 
 
 def gradients(
-    part: Part, metric: Metric, stream: Tensor, start: Start = BEGIN, *, writers: bool = False
+    part: Part,
+    metric: Metric,
+    stream: Tensor,
+    start: Start = BEGIN,
+    *,
+    writers: bool = False,
+    held: bool = False,
 ) -> tuple[Gradients, Writers | None]:
     """One forward from `start` and one backward to what stands behind the readers.
 
-    With `writers` also what heads and MLPs wrote, those of the last layer at the read columns alone.
+    With `writers` also what heads and MLPs wrote, those of the last layer at the read columns alone;
+    with `held` the scales of the readers' norms are constants.
     """
     engine, layout = part.engine, part.engine.model.layout
     inside = _places(engine, start)
@@ -143,7 +150,7 @@ def gradients(
         found = torch.autograd.grad(value, wanted_at)
     last: ed.Place = ("resid_post", engine.model.info.n_layers - 1)
     behind = dict(zip([*inside, last], found, strict=True))
-    return Gradients(behind, streams, part.columns), known
+    return Gradients(behind, streams, part.columns, held), known
 
 
 class _Apart(ed.Tap):

@@ -1,10 +1,11 @@
 """ACDC over edges: the decisions of the sequential algorithm, taken many at a time.
 
 Conmy et al. 2023, Algorithm 1: readers from the logits backwards, and for each the writers in a stated
-order; an edge goes when removing it raises the loss D by less than tau. Here a batch holds the rows that
-would follow if every candidate in turn were removed; decisions are accepted up to the first edge that
-stays, after which the next batch begins. What was computed beyond that edge is wasted; the number of rows
-adapts so that at most a quarter is.
+order; an edge goes when removing it raises the loss D by less than tau. Here one backward pass per reader
+estimates to first order what each removal would do, and with it what the sequential algorithm will decide; a
+batch holds the rows that it would then evaluate. Every decision is taken on its exact effect, up to the first
+that goes against expectation, behind which the next batch begins. What was computed beyond it is wasted; the
+number of rows adapts so that at most a quarter is.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 Order = Literal["reverse", "forward", "random"]
 MOST_WASTED = 0.25
+FEW = 6
+"""Fewer edges than this are tried without an estimate."""
 
 
 @dataclass(frozen=True)
@@ -55,13 +58,20 @@ class Work:
 
     rows: int = 0
     wasted: int = 0
-    removed: int = field(default=0, repr=False)
-    kept: int = field(default=0, repr=False)
+    expected: int = field(default=0, repr=False)
+    surprises: int = field(default=0, repr=False)
+
+    def count(self, used: int, size: int, surprise: bool) -> None:
+        """Note a batch of `size` rows of which `used` decided something, the last perhaps a surprise."""
+        self.rows += size
+        self.wasted += size - used
+        self.expected += used - surprise
+        self.surprises += surprise
 
     def size(self, left: int) -> int:
-        """How many rows to run next: about as long as removals last, and never so many that the
+        """How many rows to run next: about as long as expectations hold, and never so many that the
         share of wasted rows could pass a quarter."""
-        likely = 1 + self.removed // (self.kept + 1)
+        likely = 1 + self.expected // (self.surprises + 1)
         allowed = int((MOST_WASTED * self.rows - self.wasted + 1) / (1 - MOST_WASTED))
         return max(1, min(left, 2 * likely, allowed))
 
@@ -134,34 +144,39 @@ def _decide(
 ) -> ReaderDecisions:
     if not state.reaches(reader):
         return ReaderDecisions(reader, tuple(writers), (), {}, current, evaluated=False)
+    expected = _expectations(state, reader, loss, tau, writers)
     removed: list[int] = []
     kept: list[int] = []
     close: list[int] = []
     effects: dict[int, float] = {}
-    at = 0
+    at, most = 0, min(most_rows, state.rows_in_cache(reader))
     while at < len(writers):
-        batch = writers[at : at + min(most_rows, work.size(len(writers) - at))]
-        losses = _means(state.removals(reader, removed, batch, loss))
-        used = 0
-        for writer, after in zip(batch, losses, strict=True):
+        batch = slice(at, at + min(most, work.size(len(writers) - at)))
+        tried, surprise = writers[batch], False
+        losses = _means(state.trials(reader, removed, tried, expected[batch], loss))
+        for writer, goes, after in zip(tried, expected[batch], losses, strict=True):
             effects[writer] = after - current
-            used += 1
+            at += 1
             if abs(effects[writer] - tau) < _noise(state, current, after):
                 close.append(writer)
-            if effects[writer] < tau:
-                removed.append(writer)
-                current = after
-            else:
-                kept.append(writer)
+            gone = effects[writer] < tau
+            (removed if gone else kept).append(writer)
+            current = after if gone else current
+            surprise = gone != goes
+            if surprise:
                 break
-        work.rows += len(batch)
-        work.wasted += len(batch) - used
-        work.removed, work.kept = (
-            work.removed + used,
-            work.kept + (used < len(batch) or effects[batch[-1]] >= tau),
-        )
-        at += used
+        work.count(at - batch.start, len(tried), surprise)
     return ReaderDecisions(reader, tuple(removed), tuple(kept), effects, current, tuple(close))
+
+
+def _expectations(
+    state: CircuitState, reader: int, loss: Metric, tau: float, writers: list[int]
+) -> list[bool]:
+    """Whether each edge is expected to go; all are where there are too few for a backward pass to pay."""
+    if len(writers) < FEW:
+        return [True] * len(writers)
+    goes: list[bool] = (state.slopes(reader, writers, loss) < tau).tolist()
+    return goes
 
 
 def _means(values: Tensor) -> list[float]:

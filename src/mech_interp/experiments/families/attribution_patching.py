@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, Literal
 
-import numpy as np
 from pydantic import Field, model_validator
 
 from mech_interp.experiments.attribution_report import edge_report, node_report
@@ -16,11 +15,9 @@ from mech_interp.experiments.edge_scoring import prompts_at_once, score_edges
 from mech_interp.experiments.facts import ModelFacts
 from mech_interp.experiments.result import Result
 from mech_interp.experiments.resumable import resumable
-from mech_interp.methods.circuits.attribution import exact_edges, measure_error
-from mech_interp.methods.circuits.attribution import make_claims as claim
+from mech_interp.methods.circuits.attribution import edge_result, method_name
 from mech_interp.methods.circuits.attribution_result import AttributionResult
 from mech_interp.methods.circuits.node_attribution import node_attribution
-from mech_interp.methods.common import Floats
 from mech_interp.sites import Site
 
 
@@ -44,7 +41,7 @@ class AttributionPatchingParams(JudgedParams):
     )
     rules: Literal["none", "relp"] = Field(
         default="none",
-        description="Backward rules: plain gradients, or those of relevance patching (sites and nodes).",
+        description="Backward rules: plain gradients, or those of relevance patching (RelP).",
     )
     sites: list[str] | None = Field(
         default=None, min_length=1, description="Kinds of sites for level sites, such as resid_post, z, q."
@@ -75,8 +72,6 @@ class AttributionPatchingParams(JudgedParams):
     def _fits(self) -> AttributionPatchingParams:
         if self.level != "sites" and (self.sites or self.by_position or self.qk_fix):
             raise ValueError("sites, by_position and qk_fix belong to level sites")
-        if self.level == "edges" and self.rules != "none":
-            raise ValueError("rules belong to the levels sites and nodes")
         if self.level != "edges" and self.ablation != "corrupt":
             raise ValueError("sites and nodes are patched with the corrupt run: ablation corrupt")
         return self
@@ -125,37 +120,21 @@ class AttributionPatching(CircuitFamily[AttributionPatchingParams]):
 
 
 def _edges(context: Context[AttributionPatchingParams], task: StoredTask) -> AttributionResult:
-    params, graph, engine = context.params, task.graph, task.engine
+    params = context.params
     if params.direction == "denoising":
         _ = task.exchanged.full  # refused here for ablations without prompts
-    scores = score_edges(context, task, params.variant, params.steps, params.direction)
-    places = np.argwhere(graph.possible)
-    budget = context.budget.memory_bytes
-
-    def exact(items: Any, prompts: Any) -> Floats:
-        return exact_edges(task, places[list(items)], params.direction, prompts, budget)
-
-    frozen = any(not isinstance(scale, float) for scale in engine.clean.scales)
-    plain = params.variant in ("eap", "clean-corrupt")
-    return AttributionResult(
-        model=task.model.info.name,
-        task=task.name,
-        what="edges",
-        method=params.variant if plain else f"{params.variant}, {params.steps} steps",
-        direction=params.direction,
-        ablation=task.ablation,
-        metric=task.metric_name,
-        labels=None,
-        graph=graph,
-        scores=scores,
-        full=task.full,
-        empty=task.empty,
-        groups=task.groups,
-        approximation=measure_error(scores, exact, params.check, params.check_prompts, context.seed),
-        claims=claim(task, scores, exact, params.claims, context.seed),
+    scores = score_edges(context, task, params.variant, params.steps, params.direction, rules=params.rules)
+    return edge_result(
+        task,
+        scores,
+        method_name(params.variant, params.steps, params.rules),
+        params.direction,
+        check=params.check,
+        check_prompts=params.check_prompts,
+        claims=params.claims,
         seed=context.seed,
+        memory_budget=context.budget.memory_bytes,
         at_once=prompts_at_once(context, task),
-        notes=("the scale of the norm behind attention is frozen at the clean run",) if frozen else (),
     )
 
 

@@ -235,20 +235,18 @@ def node_decisions(
         for row, writer in enumerate(batch):
             masks[row:, writer] = False
         losses = _losses(task, loss, masks, memory_budget)
-        work.rows += len(batch)
-        used = 0
+        used, kept = 0, False
         for writer, after in zip(batch, losses.tolist(), strict=True):
             used += 1
             effect = after - current
             close = abs(effect - tau) < 128 * unit * max(1.0, abs(after), abs(current))
             kept = not effect < tau
             current = current if kept else after
-            work.kept, work.removed = work.kept + kept, work.removed + (not kept)
             yield NodeDecision(writer, kept, effect, current, close)
             if kept:
                 break
             mask[writer] = False
-        work.wasted += len(batch) - used
+        work.count(used, len(batch), kept)
         left = left[used:]
 
 

@@ -6,11 +6,12 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from mech_interp.backends.huggingface.backward_rules import RULES, Rules
 from mech_interp.backends.protocol import Progress
 from mech_interp.errors import InputError, nearest
 from mech_interp.methods.circuits.approximation import Approximation, Claims
 from mech_interp.methods.circuits.attribution_result import AttributionResult
-from mech_interp.methods.circuits.common import CircuitTask, Direction, chosen_prompts, shrinking
+from mech_interp.methods.circuits.common import DIRECTIONS, CircuitTask, Direction, chosen_prompts, shrinking
 from mech_interp.methods.common import Floats, Ints, as_floats, rounding
 from mech_interp.statistics import max_t_test, split_halves
 
@@ -26,6 +27,7 @@ def edge_attribution(
     variant: str = "eap",
     steps: int = 5,
     direction: Direction = "noising",
+    rules: Rules = "none",
     check: int = 64,
     check_prompts: int | None = 32,
     claims: int = 16,
@@ -51,6 +53,8 @@ def edge_attribution(
             ``ig-activations`` between the outputs of each group of writers; ``clean-corrupt`` over the
             two ends.
         direction: ``noising`` or ``denoising``.
+        rules: ``none``, or ``relp`` for gradients that pass norms at a frozen scale and activations by the
+            slope of their secant (Jafari et al. 2025).
         check: edges checked; 0 for none. check_prompts: on how many prompts (None: all).
         claims: edges claimed; 0 for none.
         memory_budget: bytes for gradients and for exact rows.
@@ -60,35 +64,69 @@ def edge_attribution(
         CapabilityError: for a backend or architecture without edges.
         InputError: for a metric whose gradient vanishes, or an unknown variant.
     """
-    check_choices(variant, VARIANTS, direction, steps)
+    check_choices(steps, variant=(variant, VARIANTS), direction=(direction, DIRECTIONS), rule=(rules, RULES))
     if direction == "denoising":
         _ = task.exchanged  # refused here for ablations without prompts
-    engine, graph = task.engine, task.graph
+    graph = task.engine.graph
     task.refuse_vanishing()
+    scores, at_once = _scores(task, variant, steps, direction, rules, memory_budget, progress)
+    return edge_result(
+        task,
+        scores[:, graph.possible],
+        method_name(variant, steps, rules),
+        direction,
+        check=check,
+        check_prompts=check_prompts,
+        claims=claims,
+        seed=seed,
+        memory_budget=memory_budget,
+        at_once=at_once,
+    )
+
+
+def method_name(variant: str, steps: int, rules: str) -> str:
+    """What results call a variant with its steps and backward rules."""
+    plain = variant if variant in ("eap", "clean-corrupt") else f"{variant}, {steps} steps"
+    return plain if rules == "none" else f"{plain}, {rules} rules"
+
+
+def edge_result(
+    task: CircuitTask,
+    scores: Floats,
+    method: str,
+    direction: Direction,
+    *,
+    check: int,
+    check_prompts: int | None,
+    claims: int,
+    seed: int,
+    memory_budget: int | None,
+    at_once: int,
+) -> AttributionResult:
+    """Scores of all edges [prompt, edge] with the exact interventions that tell how wrong they are."""
+    graph = task.graph
     places = np.argwhere(graph.possible)
-    scores, at_once = _scores(task, variant, steps, direction, memory_budget, progress)
 
     def exact(items: Sequence[int], prompts: Sequence[int]) -> Floats:
         return exact_edges(task, places[list(items)], direction, prompts, memory_budget)
 
-    per_item = scores[:, places[:, 0], places[:, 1]]
-    frozen = any(not isinstance(scale, float) for scale in engine.clean.scales)
+    frozen = any(not isinstance(scale, float) for scale in task.engine.clean.scales)
     return AttributionResult(
         model=task.model.info.name,
         task=task.name,
         what="edges",
-        method=variant if variant in ("eap", "clean-corrupt") else f"{variant}, {steps} steps",
+        method=method,
         direction=direction,
         ablation=task.ablation,
         metric=task.metric_name,
         labels=None,
         graph=graph,
-        scores=per_item,
+        scores=scores,
         full=task.full,
         empty=task.empty,
         groups=task.groups,
-        approximation=measure_error(per_item, exact, check, check_prompts, seed),
-        claims=make_claims(task, per_item, exact, claims, seed),
+        approximation=measure_error(scores, exact, check, check_prompts, seed),
+        claims=make_claims(task, scores, exact, claims, seed),
         seed=seed,
         at_once=at_once,
         notes=("the scale of the norm behind attention is frozen at the clean run",) if frozen else (),
@@ -146,12 +184,9 @@ def make_claims(task: CircuitTask, scores: Floats, exact: Exact, count: int, see
     return Claims(items, tuple(prompts), scores[prompts][:, items], effects, groups, test, seed)
 
 
-def check_choices(variant: str, variants: Sequence[str], direction: str, steps: int) -> None:
-    """Refuse an unknown variant or direction, or no steps."""
-    for what, one, known in (
-        ("variant", variant, variants),
-        ("direction", direction, ("noising", "denoising")),
-    ):
+def check_choices(steps: int, **chosen: tuple[str, Sequence[str]]) -> None:
+    """Refuse no steps, or a choice (named, with what there is to choose from) that does not exist."""
+    for what, (one, known) in chosen.items():
         if one not in known:
             raise InputError(
                 f"There is no {what} {one!r}.", nearest(one, known) or f"Use {', '.join(known)}."
@@ -165,6 +200,7 @@ def _scores(
     variant: str,
     steps: int,
     direction: Direction,
+    rules: Rules,
     memory_budget: int | None,
     progress: Progress | None,
 ) -> tuple[Floats, int]:
@@ -178,6 +214,7 @@ def _scores(
             variant=variant,  # type: ignore[arg-type]  # checked on entry
             steps=steps,
             direction=direction,
+            rules=rules,
             prompts=list(prompts),
         )
         return as_floats(found)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 Ablation = Literal["corrupt", "zero", "mean", "positional-mean"]
 ABLATIONS: tuple[Ablation, ...] = ("corrupt", "zero", "mean", "positional-mean")
 Direction = Literal["noising", "denoising"]
+DIRECTIONS: tuple[Direction, ...] = ("noising", "denoising")
 WEAK = 0.25
 """A prompt whose own clean-corrupt difference is below this share of the mean is listed as weak."""
 _Item = TypeVar("_Item")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mech_interp.backends.huggingface.backward_rules import RULES, Rules, backward_rules
 from mech_interp.backends.protocol import Capability, Progress, Row
 from mech_interp.backends.tokens import Tokens
 from mech_interp.errors import CapabilityError, InputError, nearest
@@ -20,8 +20,13 @@ from mech_interp.methods.circuits.attribution import (
     measure_error,
 )
 from mech_interp.methods.circuits.attribution_result import AttributionResult
-from mech_interp.methods.circuits.common import CircuitTask, Direction, row_values, shrinking
-from mech_interp.methods.circuits.relp import relevance_rules
+from mech_interp.methods.circuits.common import (
+    DIRECTIONS,
+    CircuitTask,
+    Direction,
+    row_values,
+    shrinking,
+)
 from mech_interp.methods.common import Floats, as_floats
 from mech_interp.sites import KINDS, Site
 
@@ -60,7 +65,7 @@ def node_attribution(
     by_position: bool = False,
     direction: Direction = "noising",
     qk_fix: bool = False,
-    rules: str = "none",
+    rules: Rules = "none",
     check: int = 64,
     check_prompts: int | None = 32,
     claims: int = 16,
@@ -92,14 +97,14 @@ def node_attribution(
         InputError: for kinds that the model lacks, ablations other than corrupt, unequal lengths.
         UnstableRatioError: when clean and corrupt do not differ by three standard errors.
     """
-    check_choices(rules, ("none", "relp"), direction, 1)
+    check_choices(1, rule=(rules, RULES), direction=(direction, DIRECTIONS))
     _check(task, kinds, by_position)
     task.refuse_vanishing()
     nodes = _nodes(task, kinds, by_position)
     base, other = (task.clean, task.corrupt) if direction == "noising" else (task.corrupt, task.clean)
 
     def run(prompts: Sequence[int]) -> Floats:
-        with relevance_rules(task.model) if rules == "relp" else nullcontext():
+        with backward_rules(task.model, rules):
             return _scores(task, base, other, kinds, by_position, qk_fix, list(prompts))
 
     def exact(items: Sequence[int], prompts: Sequence[int]) -> Floats:

@@ -19,6 +19,7 @@ from mech_interp.methods.common import Floats
 from mech_interp.planted.model import Ablation
 
 if TYPE_CHECKING:
+    from mech_interp.backends.huggingface.backward_rules import Rules
     from mech_interp.backends.metrics import Metric
 
 EXACT_BAR = Bar("at least", 0.99)
@@ -51,13 +52,14 @@ def exact_scores(case: Case) -> Floats:
     return np.asarray(case.effects.mean(0))
 
 
-def attribution(variant: str) -> Callable[[Case], Floats]:
+def attribution(variant: str, rules: Rules = "none") -> Callable[[Case], Floats]:
     """Scores of one attribution method."""
 
     def scores(case: Case) -> Floats:
         from mech_interp.backends.huggingface.edge_gradients import edge_scores
 
-        found = edge_scores(case.task.engine, case.task.metric, variant=variant, steps=STEPS)  # type: ignore[arg-type]
+        engine, metric = case.task.engine, case.task.metric
+        found = edge_scores(engine, metric, variant=variant, steps=STEPS, rules=rules)  # type: ignore[arg-type]
         return np.asarray(found.double().mean(0).cpu().numpy())
 
     return scores
@@ -66,6 +68,7 @@ def attribution(variant: str) -> Callable[[Case], Floats]:
 SCORERS: Mapping[str, Callable[[Case], Floats]] = {
     "exact edge patching": exact_scores,
     **{variant: attribution(variant) for variant in VARIANTS},
+    "relp": attribution("eap", "relp"),
 }
 
 
@@ -163,7 +166,7 @@ def gradients_section(bench: Bench) -> list[Measure]:
     """
     measures = []
     for gap in planted.GAPS:
-        for variant in VARIANTS:
+        for variant in (*VARIANTS, "relp"):
             found = {
                 name: np.array(
                     [

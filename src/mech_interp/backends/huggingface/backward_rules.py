@@ -9,8 +9,8 @@ are. Source: Jafari et al. 2025 (RelP), the rules for norms, activations and gat
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any, Literal
 
 from mech_interp.backends.protocol import InstrumentedModel
 from mech_interp.errors import CapabilityError
@@ -20,7 +20,14 @@ if TYPE_CHECKING:
 
     Function = Callable[[Tensor], Tensor]
 
+Rules = Literal["none", "relp"]
+RULES: tuple[Rules, ...] = ("none", "relp")
 _SMALL = 1e-6  # activations nearer to zero take the slope of the secant from here
+
+
+def backward_rules(model: InstrumentedModel, rules: Rules) -> AbstractContextManager[None]:
+    """The context in which backward passes follow `rules`: plain gradients (``none``), or ``relp``."""
+    return relevance_rules(model) if rules == "relp" else nullcontext()
 
 
 @contextmanager
