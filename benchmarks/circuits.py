@@ -27,7 +27,7 @@ HEADLINES = {
     "memory.ratio": ("memory", "ratio"),
 }
 VERSIONS = ("mech-interpretability", "torch", "transformers", "transformer_lens")
-TAU = 1e-3
+TAU = 1.5e-3
 """Leaves about 1,000 of 32,491 edges of the random model."""
 
 

@@ -17,14 +17,15 @@ Tokenizer = Any
 
 def encode(tokenizer: Tokenizer, text: str, *, special: bool = False) -> list[int]:
     """Token ids of a text."""
-    return [int(i) for i in tokenizer.encode(text, add_special_tokens=special)]
+    # Not verbose: an answer may lie just beyond the context, and prompts that do not fit are refused later.
+    return [int(i) for i in tokenizer.encode(text, add_special_tokens=special, verbose=False)]
 
 
 def encode_all(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
     """Token ids of many texts, without special tokens."""
     if not texts:
         return []
-    rows = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+    rows = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
     return [[int(i) for i in row] for row in rows]
 
 

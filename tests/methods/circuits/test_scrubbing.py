@@ -330,5 +330,6 @@ def test_refusals(gpt2: Any) -> None:
     result = causal_scrubbing(gpt2, hypothesis=Hypothesis(()), samples=1, **same)
     with pytest.raises(UnstableRatioError):
         _ = result.recovered
+    assert "no recovered share" in str(result.table_view().note)
     with in_double("olmo2") as model, pytest.raises(CapabilityError, match="no edge-level graph"):
         causal_scrubbing(model, hypothesis=Hypothesis(()), **dataset(model))

@@ -240,7 +240,7 @@ def report(found: ScrubbingResult, task: str, most: float) -> Result:
         Control(name, f"the identity {name.replace('_', ' ')} holds to rounding", error, error <= most, True)
         for name, error in found.sanity.items()
     ]
-    views: dict[str, View] = {}
+    views: dict[str, View] = {"draws": found.table_view()}
     caveats = []
     try:
         recovered, shuffled = found.recovered, found.control
@@ -248,7 +248,7 @@ def report(found: ScrubbingResult, task: str, most: float) -> Result:
         metrics["recovered"] = Metric(value=None, n=len(found), unit="fraction", reason=error.message)
         sentence = f"The recovered share cannot be stated: {error.message}"
     else:
-        views |= {"recovered": found.view(), "draws": found.table_view()}
+        views = {"recovered": found.view(), **views}
         metrics["recovered"] = Metric.of(
             recovered,
             unit="fraction of m(model) - m(unrelated input)",

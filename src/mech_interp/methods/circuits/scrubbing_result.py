@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mech_interp.methods.common import Floats, brief, count_note
-from mech_interp.statistics import Estimate, bootstrap_mean, bootstrap_ratio
+from mech_interp.statistics import Estimate, UnstableRatioError, bootstrap_mean, bootstrap_ratio
 from mech_interp.views import Bars, Table, View
 
 if TYPE_CHECKING:
@@ -186,8 +186,11 @@ class ScrubbingResult:
             f"{count_note(len(self), self.groups)}, {self.samples} draws each",
             f"unimportant inputs resampled {'jointly' if self.unimportant == 'shared' else 'separately'}",
         ]
-        if self.recovered.interval is None:
-            parts.append(f"no interval: {self.recovered.reason}")
+        try:
+            if self.recovered.interval is None:
+                parts.append(f"no interval: {self.recovered.reason}")
+        except UnstableRatioError as error:
+            parts.append(f"no recovered share: {error.message}")
         if self.vacuous:
             parts.append(f"these nodes test nothing: {', '.join(self.vacuous)}")
         return "; ".join([*parts, *self.notes])
