@@ -11,7 +11,7 @@ import numpy as np
 
 from mech_interp.experiments.circuit_task import JudgedParams, ends_errors, room
 from mech_interp.experiments.context import Context
-from mech_interp.experiments.parts import by_group, number
+from mech_interp.experiments.parts import by_group, share, span
 from mech_interp.experiments.result import Control, Finding, Metric
 from mech_interp.graph import Circuit
 from mech_interp.graph_drawing import circuit_view, to_dot
@@ -101,7 +101,7 @@ def judge(
         title=f"Circuit by {name} ({task.name}, {task.model.info.name})",
         value_label="score",
         most=60,
-        note=f"faithfulness {number(found.faithfulness)}",
+        note=f"faithfulness {share(found.faithfulness)}",
     )
     _files(found, task, shown, facts or {}, out)
     return out
@@ -159,10 +159,10 @@ def _faithfulness(found: FaithfulnessResult, task: CircuitTask, out: Judged) -> 
         )
     out.tables["circuit_edges"] = [{"edge": edge} for edge in found.circuit.names()]
     size = f"{len(found.circuit):,} of {found.circuit.graph.n_edges:,} edges ({found.share:.1%})"
-    band = f", random circuits {random.min():.2f} to {random.max():.2f}" if len(random) else ""
+    band = f", random circuits {span(random)}" if len(random) else ""
     out.findings.append(
         Finding(
-            f"{found.name}: {size} keep {number(found.faithfulness)} of what tells the model from the "
+            f"{found.name}: {size} keep {share(found.faithfulness)} of what tells the model from the "
             f"{found.ablation} ablation on {found.task}{band}.",
             ["faithfulness", "circuit_share", "circuit"],
             ["all_edges", *(["random_circuits"] if len(random) else [])],
@@ -221,11 +221,11 @@ def _curve(curve: CurveResult, out: Judged) -> None:
         }
         for i, fraction in enumerate(curve.fractions)
     ]
-    shown = ", ".join(f"{one:.0%}: {number(found)}" for one, found in curve.headline.items())
+    shown = ", ".join(f"{one:.0%}: {share(found)}" for one, found in curve.headline.items())
     out.findings.append(
         Finding(
             f"Along the ranking of {curve.name}, f at {shown or 'no headline size'}; log-axis mean "
-            f"{number(curve.log_area)}, CMD {number(curve.cmd, 3)}, CPR {number(curve.cpr, 3)}.",
+            f"{share(curve.log_area)}, CMD {share(curve.cmd, 3)}, CPR {share(curve.cpr, 3)}.",
             ["log_area", "cmd", "cpr", "curve"],
             ["all_edges"],
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -130,3 +131,20 @@ def halves(selection: Selection | None) -> str:
 def number(estimate: Estimate, digits: int = 2, unit: str = "") -> str:
     """`0.97 [0.91, 0.99]` for a sentence; n stands in the metric."""
     return estimate.format(digits, unit).rpartition(", n =")[0]
+
+
+def share(estimate: Estimate, digits: int = 2) -> str:
+    """As `number`, for shares of a whole: what rounds to nothing is `0.00`, not a power of ten."""
+    bounds = estimate.interval
+    shown = None if bounds is None else (_snapped(bounds[0], digits), _snapped(bounds[1], digits))
+    return number(replace(estimate, value=_snapped(estimate.value, digits), interval=shown), digits)
+
+
+def span(values: Floats, digits: int = 2) -> str:
+    """`0.01 to 0.14`: the least and the largest of several shares."""
+    low, high = (f"{_snapped(float(one), digits):.{digits}f}" for one in (values.min(), values.max()))
+    return f"{low} to {high}"
+
+
+def _snapped(value: float, digits: int) -> float:
+    return 0.0 if abs(value) < 0.5 * 10**-digits else value

@@ -18,7 +18,7 @@ from mech_interp.experiments.context import Context
 from mech_interp.experiments.data import DataParams, Need, target_positions
 from mech_interp.experiments.facts import ModelFacts
 from mech_interp.experiments.family import FamilyParams
-from mech_interp.experiments.parts import DataFamily, by_group, control, data_of, number
+from mech_interp.experiments.parts import DataFamily, by_group, control, data_of, share
 from mech_interp.experiments.result import Control, Finding, Metric, Result
 from mech_interp.methods.circuits.scrubbing import AnswerLoss, causal_scrubbing, features_of
 from mech_interp.methods.circuits.scrubbing_hypothesis import Hypothesis
@@ -256,9 +256,9 @@ def report(found: ScrubbingResult, task: str, most: float) -> Result:
             control=control("the same hypothesis with features dealt out at random", shuffled),
         )
         name = str(found.hypothesis.get("name", "the list of sites"))
-        sentence = f"Under the hypothesis {name!r}, {number(recovered)} of {task} is recovered"
+        sentence = f"Under the hypothesis {name!r}, {share(recovered)} of {task} is recovered"
         if shuffled is not None:
-            sentence += f"; with features dealt out at random {number(shuffled)}"
+            sentence += f"; with features dealt out at random {share(shuffled)}"
             controls.append(
                 Control(
                     "shuffled_features",
