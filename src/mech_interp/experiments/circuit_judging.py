@@ -200,9 +200,9 @@ def _curve(curve: CurveResult, out: Judged) -> None:
             value=None, n=len(curve), unit="fraction of all edges", reason=why
         )
     else:
-        share = curve.n_edges[size] / curve.graph.n_edges
+        smallest = curve.n_edges[size] / curve.graph.n_edges
         out.metrics["share_for_0_9"] = _count(
-            share,
+            smallest,
             curve.graph.n_edges,
             "fraction of all edges",
             "smallest measured size from which on f >= 0.9",

@@ -134,6 +134,22 @@ def test_an_impossible_edge_and_an_unknown_receiver_are_refused(records: Any, mo
             found.check(params, facts("gpt2"), model.tokenizer)
 
 
+def test_a_node_that_matches_no_site_is_refused_before_loading(records: Any, model: Any) -> None:
+    found: Any = get("causal_scrubbing")
+    nodes = {"late": {"sites": ["a7.h1"], "depends_on": ["answer"]}}
+    given = {"prompt_pairs": records, "hypothesis": {"logits": ["late"], "nodes": nodes}}
+    with pytest.raises(InputError, match=r"'late' matches no site of this model: 'a7\.h1'"):
+        found.check(found.Params.model_validate(given), facts("gpt2"), model.tokenizer)
+
+
+def test_edges_are_scored_by_relevance_rules(run: Any, records: Any) -> None:
+    given = {"prompt_pairs": records, "variant": "eap", "check": 4, "claims": 2, **FAST}
+    plain, relevance = (run("attribution_patching", rules=rules, **given) for rules in ("none", "relp"))
+    assert relevance.status == "complete"
+    assert any("eap, relp rules" in one.sentence for one in relevance.findings)
+    assert not np.allclose(plain.tensors["scores"], relevance.tensors["scores"], rtol=1e-3)
+
+
 def test_a_feature_that_the_data_lack_is_refused(records: Any, model: Any) -> None:
     found: Any = get("causal_scrubbing")
     nodes = {"late": {"sites": ["m1"], "depends_on": ["subjekt"]}}

@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 
 from mech_interp.backends.metrics import Metric as RowMetric
 from mech_interp.backends.protocol import Capability
+from mech_interp.backends.tokens import Tokens
 from mech_interp.datasets.pairs import TaskSet
 from mech_interp.errors import InputError, nearest
 from mech_interp.experiments.circuit_task import check_edges
@@ -20,13 +21,23 @@ from mech_interp.experiments.facts import ModelFacts
 from mech_interp.experiments.family import FamilyParams
 from mech_interp.experiments.parts import DataFamily, by_group, control, data_of, share
 from mech_interp.experiments.result import Control, Finding, Metric, Result
+from mech_interp.graph import CircuitGraph
 from mech_interp.methods.circuits.scrubbing import AnswerLoss, causal_scrubbing, features_of
-from mech_interp.methods.circuits.scrubbing_hypothesis import Hypothesis
+from mech_interp.methods.circuits.scrubbing_hypothesis import Hypothesis, find_part
 from mech_interp.methods.circuits.scrubbing_result import ScrubbingResult
 from mech_interp.methods.circuits.scrubbing_sites import site_scrubbing
-from mech_interp.methods.common import answer_ids, rounding
+from mech_interp.methods.common import rounding
+from mech_interp.methods.paired import Paired
 from mech_interp.statistics import UnstableRatioError
 from mech_interp.views import View
+
+UNITS = {
+    "logit_difference": "logits",
+    "probability": "probability",
+    "probability_difference": "probability",
+    "loss": "nats",
+}
+FEW = 4.0
 
 
 class HypothesisNode(FamilyParams):
@@ -64,9 +75,10 @@ class CausalScrubbingParams(DataParams):
     equivalence_label: str | None = Field(
         default=None, min_length=1, description="The feature whose value is the label of the site form."
     )
-    metric: Literal["logit_difference", "loss"] = Field(
-        default="logit_difference",
-        description="Logit of the answer less that of the foil, or the answer's cross-entropy in nats.",
+    metric: Literal["logit_difference", "probability", "probability_difference", "loss"] | None = Field(
+        default=None,
+        description="What is read off the logits at the last token; the task's own by default. `loss` is the "
+        "answer's cross-entropy in nats.",
     )
     samples: int = Field(default=8, ge=1, le=10_000, description="Draws per prompt.")
     samples_per_unit: int = Field(default=4, ge=1, le=10_000, description="Draws that one stored unit makes.")
@@ -109,7 +121,7 @@ class CausalScrubbingParams(DataParams):
 class CausalScrubbing(DataFamily[CausalScrubbingParams]):
     """Tests a stated hypothesis by resampling."""
 
-    name, version = "causal_scrubbing", 1
+    name, version = "causal_scrubbing", 2
     summary = (
         "How much of a behaviour a stated hypothesis explains, by resampling the rest (causal scrubbing)."
     )
@@ -121,7 +133,10 @@ class CausalScrubbing(DataFamily[CausalScrubbingParams]):
         check_edges(facts)
         if set(target_positions(data)) - {-1}:
             raise InputError("The answer is read at the last token.", "Leave target_position out.")
-        params.stated()
+        stated = params.stated()
+        graph = CircuitGraph(facts.n_layers, facts.n_heads, facts.n_kv_heads)
+        for name, node in {} if stated is None else stated.nodes.items():
+            find_part(name, node, graph)
         for site in (*(params.protected_sites or ()), *(params.scrubbed_sites or ())):
             facts.check_site(site, "a site of the hypothesis", changed=True)
         known = features_of(data)
@@ -162,7 +177,7 @@ def _scrub(
     stated = params.stated()
     tokens = model.tokens([pair.clean for pair in data])
     features: dict[str, list[Hashable]] = features_of(data)
-    metric, groups = _metric(context, data), [pair.group for pair in data]
+    (name, metric), groups = _metric(context, data, tokens), [pair.group for pair in data]
     budget = context.budget.memory_bytes
     if stated is None:
         return site_scrubbing(
@@ -175,7 +190,7 @@ def _scrub(
             groups=groups,
             samples=samples,
             control=not few,
-            metric_name=params.metric,
+            metric_name=name,
             seed=seed,
             memory_budget=budget,
         )
@@ -190,21 +205,18 @@ def _scrub(
         unimportant=params.unimportant,
         within=params.within,
         control=not few,
-        metric_name=params.metric,
+        metric_name=name,
         seed=seed,
         memory_budget=budget,
     )
 
 
-def _metric(context: Context[CausalScrubbingParams], data: TaskSet) -> RowMetric:
-    from mech_interp.backends.metrics import LogitDifference
-
-    model = context.model
-    tokens = model.tokens([pair.clean for pair in data])
-    right = tuple(answer_ids(model, tokens, [pair.answer for pair in data], "answer"))
+def _metric(context: Context[CausalScrubbingParams], data: TaskSet, tokens: Tokens) -> tuple[str, RowMetric]:
+    """Name and metric; prompts stand beside themselves, since nothing here needs corrupt ones."""
+    paired = Paired(context.model, data.pairs, tokens, tokens, data.name, data.metric)
     if context.params.metric == "loss":
-        return AnswerLoss(right)
-    return LogitDifference(right, tuple(answer_ids(model, tokens, [pair.wrong for pair in data], "wrong")))
+        return "loss", AnswerLoss(tuple(paired.answers("answer")))
+    return paired.metric(context.params.metric)
 
 
 def _joined(first: ScrubbingResult, parts: list[dict[str, Any]], samples: int) -> ScrubbingResult:
@@ -226,7 +238,7 @@ def _joined(first: ScrubbingResult, parts: list[dict[str, Any]], samples: int) -
 
 def report(found: ScrubbingResult, task: str, most: float) -> Result:
     """Metrics, tables, views and sentences; `most` is the size of harmless rounding."""
-    unit = "nats" if found.metric == "loss" else "logits"
+    unit = UNITS[found.metric]
     means = found.means
     metrics = {
         name: Metric.of(means[key], unit=unit, per_group=by_group(values, found.groups))
@@ -268,6 +280,13 @@ def report(found: ScrubbingResult, task: str, most: float) -> Result:
                 )
             )
         sentence += "."
+    few = [node for node in found.nodes if node.agreeing < FEW and node.alone < 1]
+    if few:
+        caveats.append(
+            f"Few inputs agree for {', '.join(node.name for node in few)}: on average "
+            f"{min(node.agreeing for node in few):.1f}, the prompt itself among them. A prompt drawn in its "
+            "own place counts as recovered, in the control too."
+        )
     if found.vacuous:
         caveats.append(f"No other input agrees for {', '.join(found.vacuous)}: these claims are not tested.")
     return Result(
