@@ -187,12 +187,14 @@ def _curve(curve: CurveResult, out: Judged) -> None:
     for key, estimate, better in (
         ("log_area", curve.log_area, "higher"),
         ("log_distance", curve.log_distance, "lower"),
-        ("cmd", curve.cmd, "lower"),
-        ("cpr", curve.cpr, "higher"),
     ):
-        out.metrics[key] = Metric.of(
-            estimate, unit="mean of f" if "log" in key else f"area ({n})", better=better
-        )
+        out.metrics[key] = Metric.of(estimate, unit="mean of f", better=better)
+    for key, better in (("cmd", "lower"), ("cpr", "higher")):
+        if curve.reaches_all:
+            out.metrics[key] = Metric.of(getattr(curve, key), unit=f"area ({n})", better=better)
+        else:
+            why = f"the curve ends at {curve.fractions[-1]:.1%} of the edges, and the area is one up to all"
+            out.metrics[key] = Metric(value=None, n=len(curve), unit=f"area ({n})", reason=why)
     size = curve.smallest()
     if size is None:
         why = "no size keeps 0.9 from there on"
@@ -222,10 +224,12 @@ def _curve(curve: CurveResult, out: Judged) -> None:
         for i, fraction in enumerate(curve.fractions)
     ]
     shown = ", ".join(f"{one:.0%}: {share(found)}" for one, found in curve.headline.items())
+    whole = curve.reaches_all
+    areas = f", CMD {share(curve.cmd, 3)}, CPR {share(curve.cpr, 3)}" if whole else ""
     out.findings.append(
         Finding(
             f"Along the ranking of {curve.name}, f at {shown or 'no headline size'}; log-axis mean "
-            f"{share(curve.log_area)}, CMD {share(curve.cmd, 3)}, CPR {share(curve.cpr, 3)}.",
+            f"{share(curve.log_area)}{areas}.",
             ["log_area", "cmd", "cpr", "curve"],
             ["all_edges"],
         )

@@ -150,6 +150,21 @@ def test_edges_are_scored_by_relevance_rules(run: Any, records: Any) -> None:
     assert not np.allclose(plain.tensors["scores"], relevance.tensors["scores"], rtol=1e-3)
 
 
+def test_areas_are_told_for_curves_that_reach_all_edges(run: Any, records: Any) -> None:
+    given = {"prompt_pairs": records, "variant": "eap", "check": 0, "claims": 0, **FAST}
+    part, whole = (
+        run("attribution_patching", fractions=fractions, **given) for fractions in ([0.1, 0.5], [0.1, 1.0])
+    )
+    for key in ("cmd", "cpr"):
+        assert part.metrics[key].value is None
+        assert "ends at 50.0%" in part.metrics[key].reason
+        assert whole.metrics[key].value is not None
+    sentences = [
+        [one.sentence for one in result.findings if "CMD" in one.sentence] for result in (part, whole)
+    ]
+    assert [len(found) for found in sentences] == [0, 1]
+
+
 def test_a_feature_that_the_data_lack_is_refused(records: Any, model: Any) -> None:
     found: Any = get("causal_scrubbing")
     nodes = {"late": {"sites": ["m1"], "depends_on": ["subjekt"]}}

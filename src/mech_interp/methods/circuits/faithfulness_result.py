@@ -142,14 +142,20 @@ class CurveResult:
             (self.values - self.empty).T, self.full - self.empty, groups=self.groups, seed=self.seed
         )
 
+    @property
+    def reaches_all(self) -> bool:
+        """Whether the curve goes on to all edges: on a linear axis its area means little otherwise."""
+        return len(self.fractions) > 1 and self.fractions[-1] == 1
+
     @cached_property
     def cpr(self) -> Estimate:
-        """Circuit performance ratio: area under f on a linear axis of the fraction (trapezoid)."""
+        """Circuit performance ratio: area under f on a linear axis of the fraction (trapezoid), over the
+        fractions measured; comparable where the curve `reaches_all`."""
         return self._area(linear_area, lambda f: f)
 
     @cached_property
     def cmd(self) -> Estimate:
-        """Circuit-model distance: area under |1 - f| on a linear axis of the fraction."""
+        """Circuit-model distance: area under |1 - f| on a linear axis of the fraction; see `cpr`."""
         return self._area(linear_area, lambda f: np.abs(1 - f))
 
     @cached_property
@@ -258,12 +264,12 @@ class CurveResult:
             ]
             for i, fraction in enumerate(self.fractions)
         ]
+        areas = f"linear axis: CMD {brief(self.cmd)}, CPR {brief(self.cpr)}; " if self.reaches_all else ""
         return Table(
             title=f"Faithfulness over circuit size ({self.task}, {self.model})",
             columns=["edges", "taken", "after pruning", "f", "random circuits"],
             rows=rows,
-            note=f"log-axis mean of f {brief(self.log_area)}; linear axis: CMD {brief(self.cmd)}, CPR "
-            f"{brief(self.cpr)}; {count_note(len(self), self.groups)}",
+            note=f"log-axis mean of f {brief(self.log_area)}; {areas}{count_note(len(self), self.groups)}",
         )
 
     def views(self) -> list[View]:
