@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from mech_interp.backends.huggingface.edge_pruning import Order, Work
 
 PER_UNIT = 8
-"""Readers (or nodes) that one stored unit decides."""
+"""Readers (or nodes) that one stored unit decides, at least."""
 
 
 class AcdcParams(JudgedParams):
@@ -164,8 +164,8 @@ def search_edges(
     params, work, decided = context.params, Work(), list[ReaderDecisions]()
     loss = loss_of(task, params.loss)
 
-    def start(work: Work) -> Iterator[ReaderDecisions]:
-        return edge_decisions(
+    def start(work: Work) -> Iterator[list[ReaderDecisions]]:
+        live = edge_decisions(
             task,
             loss,
             tau,
@@ -175,6 +175,7 @@ def search_edges(
             work=work,
             memory_budget=context.budget.memory_bytes,
         )
+        return ([one] for one in live)
 
     for stored in _blocks(context, label, len(task.graph.readers), work, start):
         decided += [_reader(one) for one in stored]
@@ -188,7 +189,7 @@ def search_nodes(context: Context[Any], task: CircuitTask, tau: float, label: st
     params, work, decided = context.params, Work(), list[NodeDecision]()
     loss = loss_of(task, params.loss)
 
-    def start(work: Work) -> Iterator[NodeDecision]:
+    def start(work: Work) -> Iterator[list[NodeDecision]]:
         budget = context.budget.memory_bytes
         return node_decisions(task, loss, tau, decided=decided, work=work, memory_budget=budget)
 
@@ -200,18 +201,23 @@ def search_nodes(context: Context[Any], task: CircuitTask, tau: float, label: st
 def _blocks(
     context: Context[Any], label: str, total: int, work: Work, start: Any
 ) -> Iterator[list[dict[str, Any]]]:
-    """Decisions in units; the live search is begun anew behind units that were read back."""
-    live: Iterator[Any] | None = None
-    ran = False
-    for at in range(0, total, PER_UNIT):
-        size = min(PER_UNIT, total - at)
+    """Decisions in units of several batches; the live search is begun anew behind units that were read back.
+
+    `start` gives batches of decisions. A unit ends with a batch, so that a search that goes on behind it
+    makes the same batches as one that was never stopped.
+    """
+    live: Iterator[list[Any]] | None = None
+    at = 0
+    while at < total:
         ran = False
 
-        def compute(size: int = size) -> dict[str, Any]:
+        def compute(left: int = total - at) -> dict[str, Any]:
             nonlocal live, ran
             ran = True
             live = start(work) if live is None else live
-            found = [next(live) for _ in range(size)]
+            found: list[Any] = []
+            while len(found) < min(PER_UNIT, left):
+                found += next(live)
             return {"decisions": [_plain(one) for one in found], "work": dataclasses.asdict(work)}
 
         stored = context.unit(f"{label}/{at:05d}", compute)
@@ -219,7 +225,8 @@ def _blocks(
             live = None
             for name, value in stored["work"].items():
                 setattr(work, name, value)
-        context.progress(at + size, total, f"decisions ({label})")
+        at += len(stored["decisions"])
+        context.progress(at, total, f"decisions ({label})")
         yield stored["decisions"]
 
 

@@ -203,7 +203,10 @@ def test_nodes_and_sites_are_scored_and_checked(run: Any, records: Any, level: s
     assert len(result.tables["top"]) == len(result.tensors["scores"])
 
 
-def test_a_killed_search_goes_on_at_every_unit(model: Any, records: Any) -> None:
+@pytest.mark.parametrize("name", ["acdc_edge", "acdc_lite"])
+def test_a_killed_search_goes_on_at_every_unit(
+    model: Any, records: Any, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Stopped behind each unit in turn, the result is the undisturbed one to the last bit."""
 
     class Killed(Exception):
@@ -218,7 +221,8 @@ def test_a_killed_search_goes_on_at_every_unit(model: Any, records: Any) -> None
             self.left -= 1
             return super().save_unit(*args, **more)
 
-    family: Any = get("acdc_edge")
+    monkeypatch.setattr("mech_interp.experiments.acdc_running.PER_UNIT", 2)
+    family: Any = get(name)
     params = family.Params.model_validate({"prompt_pairs": records, "tau": 0.02, **FAST, "fractions": [0.1]})
 
     def go(store: Any) -> Any:

@@ -12,6 +12,7 @@ from mech_interp.errors import InputError
 from mech_interp.graph import Circuit, owners
 from mech_interp.methods.circuits import acdc
 from mech_interp.methods.circuits.acdc import acdc_edges, acdc_nodes, loss_of, node_decisions
+from mech_interp.methods.circuits.acdc_result import NodeDecision
 
 
 def mean_loss(task: Any, edges: np.ndarray, loss: str) -> float:
@@ -70,11 +71,13 @@ def test_nodes_under_other_ablations(gpt2: Any, make_task: Any, ablation: str) -
 def test_a_continued_search_is_the_undisturbed_one(gpt2: Any, make_task: Any) -> None:
     task = make_task(gpt2, n=4)
     loss = loss_of(task, "kl")
-    whole = list(node_decisions(task, loss, 0.005))
+
+    def decisions(*decided: NodeDecision) -> list[NodeDecision]:
+        return [one for batch in node_decisions(task, loss, 0.005, decided=decided) for one in batch]
+
+    whole = decisions()
     for at in (1, len(whole) // 2, len(whole)):
-        assert [d.kept for d in node_decisions(task, loss, 0.005, decided=whole[:at])] == [
-            d.kept for d in whole[at:]
-        ]
+        assert [d.kept for d in decisions(*whole[:at])] == [d.kept for d in whole[at:]]
 
 
 @pytest.mark.parametrize("loss", ["kl", "metric"])

@@ -200,7 +200,8 @@ def acdc_nodes(
     check_tau(tau)
     task.refuse_vanishing()
     work = Work()
-    decisions = list(node_decisions(task, loss_of(task, loss), tau, work=work, memory_budget=memory_budget))
+    batches = node_decisions(task, loss_of(task, loss), tau, work=work, memory_budget=memory_budget)
+    decisions = [one for batch in batches for one in batch]
     return node_result(task, decisions, tau, loss, work.rows, work.wasted)
 
 
@@ -212,8 +213,8 @@ def node_decisions(
     decided: Sequence[NodeDecision] = (),
     work: Work | None = None,
     memory_budget: int | None = None,
-) -> Iterator[NodeDecision]:
-    """Decisions node by node, going on after `decided`, several removals tried in one batch.
+) -> Iterator[list[NodeDecision]]:
+    """Decisions node by node, going on after `decided`, those of a batch of removals together.
 
     A batch holds the rows that would follow if every candidate in turn were removed; it counts up to the
     first node that stays.
@@ -235,19 +236,19 @@ def node_decisions(
         for row, writer in enumerate(batch):
             masks[row:, writer] = False
         losses = _losses(task, loss, masks, memory_budget)
-        used, kept = 0, False
+        found: list[NodeDecision] = []
         for writer, after in zip(batch, losses.tolist(), strict=True):
-            used += 1
             effect = after - current
             close = abs(effect - tau) < 128 * unit * max(1.0, abs(after), abs(current))
             kept = not effect < tau
             current = current if kept else after
-            yield NodeDecision(writer, kept, effect, current, close)
+            found.append(NodeDecision(writer, kept, effect, current, close))
             if kept:
                 break
             mask[writer] = False
-        work.count(used, len(batch), kept)
-        left = left[used:]
+        work.count(len(found), len(batch), found[-1].kept)
+        left = left[len(found) :]
+        yield found
 
 
 def node_result(
