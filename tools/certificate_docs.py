@@ -110,9 +110,9 @@ At 50 nats a gradient through attention is about e⁻⁵⁰: it has vanished for
 true edges first all the same, because in these models the others are exactly zero, up to rounding that
 changes with the order of sums; in a trained model they are not. Read this table, not the one above. The mean
 of the two ends (`clean-corrupt`) sees nothing of AND, which is flat at both; only following the path does. It
-is held to the bar on the plain ranking alone, and would miss it here. The rules of relevance patching (`relp`)
-give the plain gradients here, since these models have no norms and their activations are straight on both
-sides of zero.""",
+is held to the bar on the plain ranking alone, and would miss it here. The rules of relevance patching
+(`relp`) give the plain gradients here, since these models have no norms and their activations are straight on
+both sides of zero.""",
     "Nodes: AUC over heads and MLPs": """
 Patching one node at a time hides the branches of OR, as cutting one edge does. Gradients see nothing of AND,
 nor of what acts through saturated attention alone.""",

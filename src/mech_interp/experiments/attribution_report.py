@@ -8,16 +8,22 @@ import numpy as np
 
 from mech_interp.experiments.circuit_judging import Judged
 from mech_interp.experiments.parts import flat
-from mech_interp.experiments.result import Finding, Metric, Result
+from mech_interp.experiments.result import Control, Finding, Metric, Result
 from mech_interp.methods.circuits.attribution_result import AttributionResult
 from mech_interp.methods.common import brief
 
 
-def edge_report(found: AttributionResult, judged: Judged) -> Result:
-    """The result of edge attribution: scores, their error, and the circuit of the top edges."""
+def edge_report(found: AttributionResult, judged: Judged, most: float) -> Result:
+    """The result of edge attribution: scores, their error, and the circuit of the top edges; `most` is the
+    size of harmless rounding."""
     assert found.graph is not None
     metrics = {**_error(found), **_claims(found), **judged.metrics}
-    views = {f"{one}": view for one, view in _views(found).items()}
+    apart, tables = found.positions, {**judged.tables}
+    controls = list(judged.controls)
+    if apart is not None:
+        tables["positions"] = flat(apart.table())
+        sums = "the scores of an edge at all positions sum to its score"
+        controls.append(Control("positions_sum", sums, apart.error, apart.error < most, True))
     return Result(
         question=f"Which edges of {found.model} carry {found.task}?",
         method=(
@@ -28,12 +34,12 @@ def edge_report(found: AttributionResult, judged: Judged) -> Result:
             "the other (sign-flip max-T). The circuit holds the edges of largest score, pruned to paths."
         ),
         metrics=metrics,
-        tables={"top": flat(found.table()), "claims": flat(found.claims_table()), **judged.tables},
+        tables={"top": flat(found.table()), "claims": flat(found.claims_table()), **tables},
         tensors={"scores": found.matrix, **judged.tensors},
-        views={**views, **judged.views},
+        views={**_views(found), **judged.views},
         graphs=judged.graphs,
         findings=[_wrong(found), *judged.findings],
-        controls=judged.controls,
+        controls=controls,
         caveats=[*judged.caveats, *_caveats(found)],
     )
 
@@ -59,7 +65,12 @@ def node_report(found: AttributionResult, judged: Judged) -> Result:
 
 
 def _views(found: AttributionResult) -> dict[str, Any]:
-    named = {"top": found.view(), "approximation": found.approximation_view(), "claims": found.claims_view()}
+    named = {
+        "top": found.view(),
+        "positions": found.positions_view(),
+        "approximation": found.approximation_view(),
+        "claims": found.claims_view(),
+    }
     return {name: view for name, view in named.items() if view is not None}
 
 

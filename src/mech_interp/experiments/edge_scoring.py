@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,8 +28,12 @@ def score_edges(
     direction: Direction,
     *,
     rules: Rules = "none",
+    apart: Sequence[int] | None = None,
 ) -> Floats:
-    """[prompt, edge], edges in order of `graph.possible`; see `edge_scores`."""
+    """[prompt, edge], edges in order of `graph.possible`; see `edge_scores`.
+
+    Of some edges, by number, taken `apart`: [prompt, position, edge].
+    """
     from mech_interp.backends.huggingface.edge_gradients import edge_scores
 
     engine, graph = task.engine, task.graph
@@ -41,13 +46,16 @@ def score_edges(
             steps=steps,
             direction=direction,
             rules=rules,
+            by_position=apart is not None,
             prompts=list(range(*part)),
         )
-        return {"scores": as_floats(found)[:, graph.possible]}
+        scores = as_floats(found)[..., graph.possible]
+        return {"scores": scores if apart is None else scores[..., list(apart)]}
 
     _ = engine.clean, engine.baseline  # known beforehand, so that every unit takes the same way
     parts = portions(len(task), prompts_at_once(context, task))
-    stored = context.each(parts, lambda part: f"scores/{part[0]:05d}", chunk, "batches scored")
+    label = "scores" if apart is None else "positions"
+    stored = context.each(parts, lambda part: f"{label}/{part[0]:05d}", chunk, f"batches of {label}")
     return np.concatenate([np.asarray(one["scores"]) for one in stored])
 
 

@@ -68,6 +68,25 @@ def test_relevance_scores_are_the_same_when_the_runs_are_not_known_yet(
     assert torch.allclose(edge_scores(fresh, METRIC, rules="relp"), expected, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("variant", ["eap", "ig-inputs", "ig-activations", "clean-corrupt"])
+@pytest.mark.parametrize("rules", ["none", "relp"])
+def test_positions_sum_to_the_pooled_scores(engine: EdgeEngine, variant: Any, rules: Any) -> None:
+    pooled = edge_scores(engine, METRIC, variant=variant, steps=2, rules=rules)
+    found = edge_scores(engine, METRIC, variant=variant, steps=2, rules=rules, by_position=True)
+    assert torch.allclose(found.sum(1), pooled, rtol=1e-9, atol=1e-12)
+
+
+def test_scores_by_position_are_the_gradient_of_masks_by_position(model: Any, engine: EdgeEngine) -> None:
+    fresh = EdgeEngine(model, Tokens.from_lists(CLEAN), Tokens.from_lists(CORRUPT))
+    for known in (engine, fresh):  # the second begins behind the common first token
+        found = edge_scores(known, METRIC, by_position=True)
+        for prompt in range(len(CLEAN)):
+            masks = full(engine.graph)[None, :, :, None].repeat(1, 1, 1, found.shape[1]).requires_grad_()
+            (slope,) = torch.autograd.grad(engine.evaluate(masks, METRIC, prompts=[prompt]).sum(), masks)
+            expected = -(slope[0] * full(engine.graph)[..., None]).permute(2, 0, 1)
+            assert torch.allclose(found[prompt], expected, rtol=1e-6, atol=1e-9)
+
+
 class Several:
     """A metric of several positions, two of which are the same one in the shorter prompt."""
 

@@ -150,6 +150,29 @@ def test_edges_are_scored_by_relevance_rules(run: Any, records: Any) -> None:
     assert not np.allclose(plain.tensors["scores"], relevance.tensors["scores"], rtol=1e-3)
 
 
+def test_the_strongest_edges_are_taken_apart_by_position(run: Any, model: Any, records: Any) -> None:
+    given = {"prompt_pairs": records, "variant": "eap", "check": 0, "claims": 0, **FAST}
+    result = run("attribution_patching", by_position=True, **given)
+    assert result.status == "complete"
+    (control,) = [one for one in result.controls if one.name == "positions_sum"]
+    assert control.passed
+    assert control.value < 1e-9
+    found = edge_attribution(
+        task_of(model, records), variant="eap", check=0, claims=0, by_position=True, seed=3
+    )
+    assert found.positions is not None
+    scores = found.positions.scores.mean(0)
+    by_name = {row["item"]: row["score"] for row in result.tables["top"]}
+    for edge, row in zip(found.positions.edges, scores, strict=True):
+        assert float(row.sum()) == pytest.approx(by_name[edge])
+    table = result.tables["positions"]
+    assert len(table) == scores.size
+    np.testing.assert_allclose([row["score"] for row in table], scores.ravel())
+    lengths = model.tokens([one["clean_prompt"] for one in records]).lengths
+    assert table[0]["position"] == ("earlier" if len(set(lengths)) > 1 else str(-min(lengths)))
+    assert "positions" in result.views
+
+
 def test_areas_are_told_for_curves_that_reach_all_edges(run: Any, records: Any) -> None:
     given = {"prompt_pairs": records, "variant": "eap", "check": 0, "claims": 0, **FAST}
     part, whole = (

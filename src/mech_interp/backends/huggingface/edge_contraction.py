@@ -130,16 +130,21 @@ def _write(out: Tensor, value: Tensor, weight: Tensor | None) -> Tensor:
     return out
 
 
-def contract(changes: Changes, gradients: Gradients, members: slice = slice(None)) -> Tensor:
+def contract(
+    changes: Changes, gradients: Gradients, members: slice = slice(None), *, by_position: bool = False
+) -> Tensor:
     """``sum_positions <change of u, gradient at the input of v>``, [prompt, writer, reader].
 
     In the accumulation type (at least float32). Writers outside `members` (whole groups: the embedding, a
-    layer's heads, an MLP) score zero.
+    layer's heads, an MLP) score zero. With `by_position` the terms of the sum, [prompt, position, writer,
+    reader].
     """
     graph, embed = changes.engine.graph, changes.writers.embed
     wide = torch.promote_types(embed.dtype, torch.float32)
     first, end, _ = members.indices(len(graph.writers))
-    out = embed.new_zeros(len(changes), len(graph.writers), len(graph.readers), dtype=wide)
+    positions = embed.shape[1:2] if by_position else ()
+    shape = (len(changes), *positions, len(graph.writers), len(graph.readers))
+    out = embed.new_zeros(*shape, dtype=wide)
     row = (end - first) * embed[0].numel() * wide.itemsize
     chunks = -(-len(changes) * row // IN_FLIGHT)
     size = -(-len(changes) // chunks)  # of equal size, as far as they can be
@@ -180,18 +185,19 @@ class _Projections:
             rows, kinds = slice(first, first + n), "qkv"
             if layer == self.graph.n_layers - 1:
                 # Behind the last keys and values only the read columns go on, so queries matter there alone.
-                self._queries(out[:, rows, column : column + self.graph.n_heads], change[:n], layer, prompts)
+                queries = slice(column, column + self.graph.n_heads)
+                self._queries(out[..., rows, queries], change[:n], layer, prompts)
                 column, kinds = column + self.graph.n_heads, "kv"
             x, sigma = normed[i]
             y = self._inputs(layer, kinds, prompts, sigma, buffer)
             for p in range(change.shape[1]):
-                found = y[:, p].flatten(1) @ change[:n, p].flatten(1).T
+                terms = [(y[:, p], change[:n, p], 1)]
                 if self.layout.norm != "none" and not self.gradients.held:
                     rank_one = torch.mul(y[:, p], x[p], out=product[: len(y)]).sum(-1)  # [reader, position]
-                    found.addmm_(rank_one, along[p, :, i, :n], alpha=-1)
+                    terms.append((rank_one[..., None], along[p, :, i, :n].T[..., None], -1))
                 if self.layout.norm == "layer":
-                    found.addmm_(y[:, p].sum(-1), along[p, :, -1, :n], alpha=-1)
-                out[p, rows, column : column + len(y)] = found.T
+                    terms.append((y[:, p].sum(-1)[..., None], along[p, :, -1, :n].T[..., None], -1))
+                out[p, ..., rows, column : column + len(y)] = _inner(terms, out.dim() > 3)
 
     def _inputs(self, layer: int, kinds: str, prompts: slice, sigma: Tensor, buffer: Tensor) -> Tensor:
         """[reader, prompt, position, d_model]: gradients at the normed stream, over the norm's scale."""
@@ -217,7 +223,11 @@ class _Projections:
         y = torch.einsum("pche,hde->hpcd", behind, weight)
         y = _through_norm(self.layout, block, "ln1", stream.to(change.dtype), y, self.gradients.held)
         for p in range(change.shape[1]):
-            out[p] = change[:, p, columns[p]].flatten(1) @ y[:, p].flatten(1).T
+            terms = [(y[:, p], change[:, p, columns[p]], 1)]
+            if out.dim() > 3:
+                out[p].index_add_(0, columns[p], _inner(terms, True))
+            else:
+                out[p] = _inner(terms, False)
 
 
 def _single_readers(
@@ -240,9 +250,23 @@ def _single_readers(
         y = _through_norm(layout, layout.blocks[layer], "ln2", stream, y, gradients.held)
         found.append(_spread(y, columns, width) if layer == last else y)
         readers.append((layer + 1) * per_layer - 1)
-    gradient = torch.stack(found, 1).flatten(2)  # [prompt, reader, position x d_model]
+    gradient = torch.stack(found, 1)  # [prompt, reader, position, d_model]
     for p in range(len(out)):
-        out[p, first : first + len(change), readers] = change[:, p].flatten(1) @ gradient[p].T
+        own = _inner([(gradient[p], change[:, p], 1)], out.dim() > 3)
+        out[p, ..., first : first + len(change), readers] = own
+
+
+def _inner(terms: list[tuple[Tensor, Tensor, int]], by_position: bool) -> Tensor:
+    """Sum of signed products of [reader, position, k] and [writer, position, k], over k and, unless they are
+    kept apart, over positions: [writer, reader] or [position, writer, reader]."""
+    if by_position:
+        parts = [sign * torch.einsum("rtk,wtk->twr", y, x) for y, x, sign in terms]
+        return torch.stack(parts).sum(0)
+    (y, x, _), *others = terms
+    found = y.flatten(1) @ x.flatten(1).T
+    for y, x, sign in others:
+        found.addmm_(y.flatten(1), x.flatten(1).T, alpha=sign)
+    return found.T
 
 
 def _through_norm(layout: Layout, block: Block, name: str, stream: Tensor, y: Tensor, held: bool) -> Tensor:

@@ -12,6 +12,7 @@ there, so that only their keys and values are needed.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -37,6 +38,7 @@ def edge_scores(
     steps: int = 5,
     direction: Literal["noising", "denoising"] = "noising",
     rules: Rules = "none",
+    by_position: bool = False,
     prompts: Sequence[int] | None = None,
 ) -> Tensor:
     """Scores of all edges, [prompt, writer, reader], in the accumulation type (at least float32).
@@ -50,6 +52,8 @@ def edge_scores(
             ``denoising`` what giving it its clean value does to the baseline's run.
         rules: how gradients pass norms, activations and gates: plainly, or by those of relevance patching
             (see `backward_rules`), the readers' own norms included.
+        by_position: keep apart what the sum over positions is made of, [prompt, position, writer, reader]:
+            the score of the edge at one position alone.
         prompts: numbers of the prompts; all by default.
 
     Raises:
@@ -58,8 +62,31 @@ def edge_scores(
         CapabilityError: for rules that the model cannot use.
     """
     with backward_rules(engine.model, rules):
-        found = _scores(engine, metric, variant, steps, direction, prompts, rules == "relp")
+        found = _scores(
+            engine, metric, variant, steps, direction, prompts, _Taken(rules == "relp", by_position)
+        )
     return _checked(found)
+
+
+@dataclass(frozen=True)
+class _Taken:
+    """How scores are taken: with the scales of readers' norms `held` constant, each position by itself."""
+
+    held: bool
+    by_position: bool
+
+    def scores(
+        self,
+        part: Part,
+        metric: Metric,
+        changes: Changes,
+        stream: Tensor,
+        start: Start = BEGIN,
+        members: slice = slice(None),
+    ) -> Tensor:
+        """From the gradients of one pass over a stream."""
+        found, _ = gradients(part, metric, stream, start, held=self.held)
+        return contract(changes, found, members, by_position=self.by_position)
 
 
 def _scores(
@@ -69,24 +96,24 @@ def _scores(
     steps: int,
     direction: Literal["noising", "denoising"],
     prompts: Sequence[int] | None,
-    held: bool,
+    taken: _Taken,
 ) -> Tensor:
     chosen = list(range(len(engine.tokens))) if prompts is None else list(prompts)
     part = Part.whole(engine, metric, chosen)
     post = any(block.post_attention is not None for block in engine.model.layout.blocks)
     if variant == "eap" and direction == "noising" and not post and "clean" not in vars(engine):
-        return _in_one_pass(part, metric, held)
+        return _in_one_pass(part, metric, taken)
     index = torch.tensor(chosen, device=part.ids.device)
     clean, base = engine.clean.select(index), engine.baseline.select(index)
     ends = (clean, base) if direction == "noising" else (base, clean)
     changes = Changes.between(engine, *ends)
     with frozen_scales(engine, index, part.columns):
         if variant == "ig-activations":
-            return _by_groups(part, metric, changes, steps, direction, held)
+            return _by_groups(part, metric, changes, steps, direction, taken)
         parts = []
         for weight in _points(variant, steps, direction):
             stream = _between(base.embed, clean.embed, weight)
-            parts.append(contract(changes, gradients(part, metric, stream, held=held)[0]))
+            parts.append(taken.scores(part, metric, changes, stream))
         return torch.stack(parts).mean(0)
 
 
@@ -101,10 +128,10 @@ def _checked(scores: Tensor) -> Tensor:
     return scores
 
 
-def _in_one_pass(part: Part, metric: Metric, held: bool) -> Tensor:
+def _in_one_pass(part: Part, metric: Metric, taken: _Taken) -> Tensor:
     """Plain scores where the clean run is not known yet: the pass that is differentiated also gives it."""
     engine = part.engine
-    own = "baseline" not in vars(engine) and engine.corrupt is not None
+    own, first = "baseline" not in vars(engine) and engine.corrupt is not None, 0
     if engine.corrupt is None or not own:
         base = engine.baseline.select(torch.tensor(part.prompts, device=part.ids.device))
         base = base.narrowed(part.columns)
@@ -113,11 +140,14 @@ def _in_one_pass(part: Part, metric: Metric, held: bool) -> Tensor:
         first = _first_difference(part, other)
         part = part.after(first) if first else part
         base = part.writers(other[:, first:])
-    found, clean = gradients(part, metric, part.embed(part.ids), writers=True, held=held)
+    found, clean = gradients(part, metric, part.embed(part.ids), writers=True, held=taken.held)
     assert clean is not None
     changes = Changes.between(engine, clean, base, part.columns, consume=own)
     del clean  # as large as the changes
-    return contract(changes, found)
+    scores = contract(changes, found, by_position=taken.by_position)
+    if taken.by_position and first:  # nothing changes at the positions that were left out
+        scores = torch.cat((scores.new_zeros(len(scores), first, *scores.shape[2:]), scores), 1)
+    return scores
 
 
 def _first_difference(part: Part, other: Tensor) -> int:
@@ -140,7 +170,7 @@ def _between(low: Tensor, high: Tensor, weight: float) -> Tensor:
 
 
 def _by_groups(
-    part: Part, metric: Metric, changes: Changes, steps: int, direction: str, held: bool
+    part: Part, metric: Metric, changes: Changes, steps: int, direction: str, taken: _Taken
 ) -> Tensor:
     """Gradients averaged while the outputs of one group of writers move between their two values."""
     total = None
@@ -148,7 +178,7 @@ def _by_groups(
         moved = changes.expand(members=members).sum(0).to(after.dtype)
         for k in range(1, steps + 1):
             stream = after + (1 - k / steps) * moved
-            found = contract(changes, gradients(part, metric, stream, start, held=held)[0], members) / steps
+            found = taken.scores(part, metric, changes, stream, start, members) / steps
             total = found if total is None else total.add_(found)
     assert total is not None
     return total

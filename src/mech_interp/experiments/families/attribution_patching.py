@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from mech_interp.experiments.attribution_report import edge_report, node_report
 from mech_interp.experiments.circuit_judging import Judged, judge, overlap, tell_ends
-from mech_interp.experiments.circuit_task import CircuitFamily, JudgedParams, StoredTask, stored_task
+from mech_interp.experiments.circuit_task import CircuitFamily, JudgedParams, StoredTask, room, stored_task
 from mech_interp.experiments.context import Context
 from mech_interp.experiments.edge_scoring import prompts_at_once, score_edges
 from mech_interp.experiments.facts import ModelFacts
@@ -18,6 +20,7 @@ from mech_interp.experiments.resumable import resumable
 from mech_interp.methods.circuits.attribution import edge_result, method_name
 from mech_interp.methods.circuits.attribution_result import AttributionResult
 from mech_interp.methods.circuits.node_attribution import node_attribution
+from mech_interp.methods.common import Floats
 from mech_interp.sites import Site
 
 
@@ -47,7 +50,9 @@ class AttributionPatchingParams(JudgedParams):
         default=None, min_length=1, description="Kinds of sites for level sites, such as resid_post, z, q."
     )
     by_position: bool = Field(
-        default=False, description="Score every position of a site apart (prompts of one length)."
+        default=False,
+        description="Score every position of a site apart (prompts of one length), or take the strongest "
+        "edges apart by position, counted from the end.",
     )
     qk_fix: bool = Field(
         default=False, description="Score queries and keys through an exactly recomputed softmax."
@@ -70,8 +75,10 @@ class AttributionPatchingParams(JudgedParams):
 
     @model_validator(mode="after")
     def _fits(self) -> AttributionPatchingParams:
-        if self.level != "sites" and (self.sites or self.by_position or self.qk_fix):
-            raise ValueError("sites, by_position and qk_fix belong to level sites")
+        if self.level != "sites" and (self.sites or self.qk_fix):
+            raise ValueError("sites and qk_fix belong to level sites")
+        if self.level == "nodes" and self.by_position:
+            raise ValueError("nodes are pooled over positions; use level sites or edges by position")
         if self.level != "edges" and self.ablation != "corrupt":
             raise ValueError("sites and nodes are patched with the corrupt run: ablation corrupt")
         return self
@@ -116,7 +123,7 @@ class AttributionPatching(CircuitFamily[AttributionPatchingParams]):
             facts={"direction": params.direction, "variant": found.method},
         )
         overlap(context, task, found.scores, n_edges, judged)
-        return edge_report(found, judged)
+        return edge_report(found, judged, room(task))
 
 
 def _edges(context: Context[AttributionPatchingParams], task: StoredTask) -> AttributionResult:
@@ -135,7 +142,14 @@ def _edges(context: Context[AttributionPatchingParams], task: StoredTask) -> Att
         seed=context.seed,
         memory_budget=context.budget.memory_bytes,
         at_once=prompts_at_once(context, task),
+        by_position=partial(_apart, context, task) if params.by_position else None,
     )
+
+
+def _apart(context: Context[AttributionPatchingParams], task: StoredTask, items: Sequence[int]) -> Floats:
+    params = context.params
+    given = params.variant, params.steps, params.direction
+    return score_edges(context, task, *given, rules=params.rules, apart=items)
 
 
 def _nodes(context: Context[AttributionPatchingParams], task: StoredTask) -> AttributionResult:

@@ -12,6 +12,7 @@ from mech_interp.errors import InputError, nearest
 from mech_interp.methods.circuits.approximation import Approximation, Claims
 from mech_interp.methods.circuits.attribution_result import AttributionResult
 from mech_interp.methods.circuits.common import DIRECTIONS, CircuitTask, Direction, chosen_prompts, shrinking
+from mech_interp.methods.circuits.edge_positions import MOST, ByPosition, edge_positions
 from mech_interp.methods.common import Floats, Ints, as_floats, rounding
 from mech_interp.statistics import max_t_test, split_halves
 
@@ -28,6 +29,7 @@ def edge_attribution(
     steps: int = 5,
     direction: Direction = "noising",
     rules: Rules = "none",
+    by_position: bool = False,
     check: int = 64,
     check_prompts: int | None = 32,
     claims: int = 16,
@@ -55,6 +57,7 @@ def edge_attribution(
         direction: ``noising`` or ``denoising``.
         rules: ``none``, or ``relp`` for gradients that pass norms at a frozen scale and activations by the
             slope of their secant (Jafari et al. 2025).
+        by_position: also take the strongest edges apart by position (`AttributionResult.positions`).
         check: edges checked; 0 for none. check_prompts: on how many prompts (None: all).
         claims: edges claimed; 0 for none.
         memory_budget: bytes for gradients and for exact rows.
@@ -69,7 +72,13 @@ def edge_attribution(
         _ = task.exchanged  # refused here for ablations without prompts
     graph = task.engine.graph
     task.refuse_vanishing()
-    scores, at_once = _scores(task, variant, steps, direction, rules, memory_budget, progress)
+    how = variant, steps, direction, rules, memory_budget
+
+    def apart(items: Sequence[int]) -> Floats:
+        writers, readers = np.argwhere(graph.possible)[list(items)].T
+        return _scores(task, *how, None, (writers, readers))[0]
+
+    scores, at_once = _scores(task, *how, progress)
     return edge_result(
         task,
         scores[:, graph.possible],
@@ -81,6 +90,7 @@ def edge_attribution(
         seed=seed,
         memory_budget=memory_budget,
         at_once=at_once,
+        by_position=apart if by_position else None,
     )
 
 
@@ -102,8 +112,12 @@ def edge_result(
     seed: int,
     memory_budget: int | None,
     at_once: int,
+    by_position: ByPosition | None = None,
 ) -> AttributionResult:
-    """Scores of all edges [prompt, edge] with the exact interventions that tell how wrong they are."""
+    """Scores of all edges [prompt, edge] with the exact interventions that tell how wrong they are.
+
+    `by_position` scores the strongest edges position by position, where that is wanted.
+    """
     graph = task.graph
     places = np.argwhere(graph.possible)
 
@@ -111,6 +125,12 @@ def edge_result(
         return exact_edges(task, places[list(items)], direction, prompts, memory_budget)
 
     frozen = any(not isinstance(scale, float) for scale in task.engine.clean.scales)
+    positions = None
+    if by_position is not None:
+        items = [int(i) for i in np.argsort(-np.abs(scores.mean(0)), kind="stable")[:MOST]]
+        names = [graph.edge_name(*places[item]) for item in items]
+        lengths, groups = task.clean.lengths, task.groups
+        positions = edge_positions(by_position(items), scores[:, items], names, lengths, groups, seed)
     return AttributionResult(
         model=task.model.info.name,
         task=task.name,
@@ -129,6 +149,7 @@ def edge_result(
         claims=make_claims(task, scores, exact, claims, seed),
         seed=seed,
         at_once=at_once,
+        positions=positions,
         notes=("the scale of the norm behind attention is frozen at the clean run",) if frozen else (),
     )
 
@@ -203,8 +224,10 @@ def _scores(
     rules: Rules,
     memory_budget: int | None,
     progress: Progress | None,
+    apart: tuple[Ints, Ints] | None = None,
 ) -> tuple[Floats, int]:
-    """[prompt, writer, reader], and how many prompts were run at once."""
+    """[prompt, writer, reader], and how many prompts were run at once; of edges taken `apart` (writers,
+    readers) [prompt, position, edge]."""
     from mech_interp.backends.huggingface.edge_gradients import edge_scores
 
     def run(prompts: Sequence[int]) -> Floats:
@@ -215,9 +238,10 @@ def _scores(
             steps=steps,
             direction=direction,
             rules=rules,
+            by_position=apart is not None,
             prompts=list(prompts),
         )
-        return as_floats(found)
+        return as_floats(found if apart is None else found[:, :, apart[0], apart[1]])
 
     size = max(1, (memory_budget or DEFAULT_BUDGET) // _bytes_per_prompt(task))
     parts, used = shrinking(range(len(task)), min(size, len(task)), run, progress)

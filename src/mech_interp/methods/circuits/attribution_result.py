@@ -13,6 +13,7 @@ from mech_interp.errors import InputError
 from mech_interp.graph import Circuit, CircuitGraph
 from mech_interp.methods.circuits.approximation import Approximation, Claims
 from mech_interp.methods.circuits.common import WEAK
+from mech_interp.methods.circuits.edge_positions import EdgePositions
 from mech_interp.methods.common import Floats, brief, count_note, interval_note
 from mech_interp.statistics import (
     EstimateArray,
@@ -41,6 +42,7 @@ class AttributionResult:
         approximation: exact effects of random items, None where not measured.
         claims: the largest items tested exactly, None where there were too few groups.
         at_once: prompts in one batch. notes: what a reader should know.
+        positions: the strongest edges by position, None where that was not asked for.
     """
 
     model: str
@@ -61,6 +63,7 @@ class AttributionResult:
     seed: int = 0
     at_once: int = 0
     notes: tuple[str, ...] = ()
+    positions: EdgePositions | None = None
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -240,9 +243,16 @@ class AttributionResult:
             f"smallest attainable p {claims.test.smallest_p:.2g}",
         )
 
+    def positions_view(self) -> View | None:
+        """The strongest edges by position."""
+        if self.positions is None:
+            return None
+        title = f"Where the strongest edges act, {self.method} ({self.task}, {self.model})"
+        return self.positions.view(title, self.metric)
+
     def views(self) -> list[View]:
         """All views."""
-        found = [self.view(), self.approximation_view(), self.claims_view()]
+        found = [self.view(), self.positions_view(), self.approximation_view(), self.claims_view()]
         return [view for view in found if view is not None]
 
     def plot(self) -> Figure:
