@@ -120,8 +120,14 @@ class StoredTask(CircuitTask):
     """
 
     unit: _Unit | None = None
+    note: Callable[[str], None] | None = None
     label: str = "circuits"
     calls: list[int] = field(default_factory=lambda: [0, 0])
+
+    def tell(self, sentence: str) -> None:
+        """A note of the run."""
+        if self.note is not None:
+            self.note(sentence)
 
     def plain(self, tokens: Tokens) -> Floats:
         """The metric of plain runs, [n]."""
@@ -181,6 +187,7 @@ def stored_task(
         paired.name,
         params.ablation,
         unit=context.unit,
+        note=context.note,
         label=label,
     )
     task.refuse_vanishing()

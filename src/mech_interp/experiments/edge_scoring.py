@@ -9,7 +9,7 @@ import numpy as np
 
 from mech_interp.experiments.context import Context
 from mech_interp.experiments.parts import portions
-from mech_interp.methods.circuits.common import CircuitTask
+from mech_interp.methods.circuits.common import CircuitTask, shrinking
 from mech_interp.methods.common import Floats, as_floats
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def score_edges(
 
     engine, graph = task.engine, task.graph
 
-    def chunk(part: tuple[int, int]) -> dict[str, Any]:
+    def run(prompts: Sequence[int]) -> Floats:
         found = edge_scores(
             engine,
             task.metric,
@@ -47,21 +47,29 @@ def score_edges(
             direction=direction,
             rules=rules,
             by_position=apart is not None,
-            prompts=list(range(*part)),
+            prompts=list(prompts),
         )
         scores = as_floats(found)[..., graph.possible]
-        return {"scores": scores if apart is None else scores[..., list(apart)]}
+        return scores if apart is None else scores[..., list(apart)]
+
+    def chunk(part: tuple[int, int]) -> dict[str, Any]:
+        start, end = part
+        found, used = shrinking(range(start, end), end - start, run)
+        if used < end - start:
+            context.note(f"Memory ran out with {end - start} prompts at once; {used} were scored at once.")
+        return {"scores": np.concatenate(found)}
 
     _ = engine.clean, engine.baseline  # known beforehand, so that every unit takes the same way
-    parts = portions(len(task), prompts_at_once(context, task))
+    parts = portions(len(task), prompts_at_once(context, task, by_position=apart is not None))
     label = "scores" if apart is None else "positions"
     stored = context.each(parts, lambda part: f"{label}/{part[0]:05d}", chunk, f"batches of {label}")
     return np.concatenate([np.asarray(one["scores"]) for one in stored])
 
 
-def prompts_at_once(context: Context[Any], task: CircuitTask) -> int:
+def prompts_at_once(context: Context[Any], task: CircuitTask, *, by_position: bool = False) -> int:
     """Prompts of a unit within the memory budget: changes of all writers and the gradients of a pass."""
     info, width = task.model.info, task.clean.ids.shape[1]
     streams = 3 * len(task.graph.writers) + info.n_layers * (20 + 3 * info.n_heads)
     row = width * 4 * (streams * info.d_model + 4 * info.n_layers * info.d_mlp)
+    row += 2 * width * 4 * task.graph.possible.size if by_position else 0
     return max(1, min(PROMPTS_PER_UNIT, (context.budget.memory_bytes or 1 << 30) // row))

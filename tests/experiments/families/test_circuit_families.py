@@ -173,6 +173,50 @@ def test_the_strongest_edges_are_taken_apart_by_position(run: Any, model: Any, r
     assert "positions" in result.views
 
 
+def test_when_memory_runs_out_batches_shrink_and_the_run_says_so(
+    run: Any, records: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mech_interp.backends.huggingface import edge_gradients
+    from mech_interp.backends.huggingface.circuit_state import CircuitState
+    from mech_interp.backends.huggingface.edges import EdgeEngine
+
+    given: dict[str, dict[str, Any]] = {
+        "attribution_patching": {"variant": "eap", "check": 4, "claims": 2, **FAST},
+        "acdc_edge": {"tau": 0.02, **FAST},
+    }
+    whole = {family: run(family, prompt_pairs=records, **more) for family, more in given.items()}
+    scores, trials, rows = edge_gradients.edge_scores, CircuitState.trials, EdgeEngine._batch
+
+    def few_prompts(*args: Any, prompts: list[int], **more: Any) -> Any:
+        if len(prompts) > 3:
+            raise MemoryError
+        return scores(*args, prompts=prompts, **more)
+
+    def few_trials(self: Any, reader: int, removed: Any, candidates: Any, *more: Any) -> Any:
+        if len(candidates) > 2:
+            raise MemoryError
+        return trials(self, reader, removed, candidates, *more)
+
+    def few_rows(self: Any, pairs: Any, *more: Any) -> Any:
+        if len(pairs) > 20:
+            raise MemoryError
+        return rows(self, pairs, *more)
+
+    monkeypatch.setattr(edge_gradients, "edge_scores", few_prompts)
+    monkeypatch.setattr(CircuitState, "trials", few_trials)
+    monkeypatch.setattr(EdgeEngine, "_batch", few_rows)
+    for family, words in (
+        ("attribution_patching", ("3 were scored at once", "circuits were run within")),
+        ("acdc_edge", ("removals were tried at once", "circuits were run within")),
+    ):
+        contexts: list[Any] = []
+        result = run(family, prompt_pairs=records, contexts=contexts, **given[family])
+        for one in words:
+            assert any(one in note for note in contexts[0].notes), (family, contexts[0].notes)
+        expected = whole[family].metrics["faithfulness"].value
+        assert result.metrics["faithfulness"].value == pytest.approx(expected)
+
+
 def test_areas_are_told_for_curves_that_reach_all_edges(run: Any, records: Any) -> None:
     given = {"prompt_pairs": records, "variant": "eap", "check": 0, "claims": 0, **FAST}
     part, whole = (

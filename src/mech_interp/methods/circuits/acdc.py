@@ -134,6 +134,7 @@ def edge_decisions(
                     "Not even one removal on all prompts fits into memory.", "Use fewer or shorter prompts."
                 ) from error
         rows //= 2
+        task.tell(f"Memory ran out; at most {rows} removals were tried at once.")
 
 
 def edge_result(

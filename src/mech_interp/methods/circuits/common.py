@@ -172,12 +172,16 @@ class CircuitTask:
                     if not is_out_of_memory(error) or budget < 2:
                         raise
                 budget //= 2
+                self.tell(f"Memory ran out; circuits were run within {budget / 2**20:,.0f} MiB.")
 
         parts, _ = shrinking(range(len(masks)), 64, run, progress)
         values = np.concatenate(parts)
         if np.isnan(values).any():
             raise SanityError("The metric of a circuit is not a number.", "Check the weights and the metric.")
         return values
+
+    def tell(self, sentence: str) -> None:
+        """Say what was done differently; kept where a run is recorded."""
 
     @property
     def weak_prompts(self) -> list[int]:
