@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from mech_interp.experiments.acdc_report import report
-from mech_interp.experiments.circuit_judging import Judged, judge, overlap_of
+from mech_interp.experiments.circuit_judging import Judged, judge, overlap_of, overlap_of_seeds
 from mech_interp.experiments.circuit_task import CircuitFamily, JudgedParams, P, StoredTask, stored_task
 from mech_interp.experiments.context import Context
 from mech_interp.experiments.result import Metric, Result
@@ -49,6 +49,12 @@ class AcdcParams(JudgedParams):
     taus: list[float] | None = Field(
         default=None, min_length=1, description="Further thresholds to search at, for the sweep."
     )
+    seeds: int = Field(
+        default=0,
+        ge=0,
+        le=100,
+        description="Searches on further draws of the task's prompts, for the overlap of their circuits.",
+    )
     repeats: int = Field(
         default=0,
         ge=0,
@@ -86,6 +92,13 @@ class AcdcFamily(CircuitFamily[P]):
             drawn=np.where(np.isnan(found.effects), 0.0, found.effects),
         )
         self._repeat(context, task, judged)
+        overlap_of_seeds(
+            context,
+            task,
+            found.circuit,
+            lambda other, label: self.search(context, other, params.tau, label).circuit,
+            judged,
+        )
         return report(found, judged, self._sweep(context, task, found))
 
     def search(self, context: Context[P], task: CircuitTask, tau: float, label: str) -> AcdcResult:

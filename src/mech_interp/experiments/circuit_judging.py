@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from mech_interp.experiments.circuit_task import JudgedParams, ends_errors, room
+from mech_interp.experiments.circuit_task import JudgedParams, StoredTask, ends_errors, room, stored_task
 from mech_interp.experiments.context import Context
+from mech_interp.experiments.data import load_data
 from mech_interp.experiments.parts import by_group, share, span
 from mech_interp.experiments.result import Control, Finding, Metric
 from mech_interp.graph import Circuit
@@ -20,12 +21,19 @@ from mech_interp.methods.circuits.common import CircuitTask
 from mech_interp.methods.circuits.faithfulness import faithfulness, faithfulness_curve
 from mech_interp.methods.circuits.faithfulness_result import CurveResult, FaithfulnessResult
 from mech_interp.methods.circuits.minimality import completeness, minimality
-from mech_interp.methods.circuits.stability import StabilityResult, bootstrap_jaccard, jaccard_of_runs
+from mech_interp.methods.circuits.stability import (
+    ENOUGH,
+    StabilityResult,
+    bootstrap_jaccard,
+    jaccard_of_runs,
+)
 from mech_interp.methods.common import Floats
 from mech_interp.statistics import MIN_GROUPS, bootstrap_mean
 from mech_interp.views import View
 
 SHARE = "fraction of m(all) - m(none)"
+Again = Callable[[StoredTask, str], Circuit]
+"""(a task on other prompts, a label for its units) to the circuit found on it."""
 _UNITS = {"logit_difference": "logits", "kl": "nats"}
 
 
@@ -281,15 +289,43 @@ def overlap(
     return found
 
 
+def overlap_of_seeds(
+    context: Context[Any], task: StoredTask, circuit: Circuit, again: Again, out: Judged
+) -> None:
+    """Jaccard of circuits found on other draws of the task's prompts, the run's own among them."""
+    params, circuits = context.params, [circuit.pruned()]
+    first = context.seed if params.data_seed is None else params.data_seed
+    why = "" if params.seeds else "no further draws of the prompts were asked for"
+    why = why if params.task is not None else "the prompts are given, and not drawn from a task"
+    for seed in range(first + 1, first + 1 + params.seeds) if not why else ():
+        fresh = params.model_copy(update={"data_seed": seed})
+        drawn = load_data(fresh, context.model.tokenizer, context.seed)
+        other, _ = stored_task(context, data=drawn, label=f"seed-{seed}")
+        if _prompts(other) == _prompts(task):
+            why = "every draw has all prompts of the task"
+            break
+        circuits.append(again(other, f"seed-{seed}").pruned())
+    if why:
+        out.metrics["jaccard_seeds"] = Metric(value=None, n=len(task), unit="Jaccard", reason=why)
+        return
+    tell_overlap(
+        jaccard_of_runs(circuits), f"{len(circuits)} draws of prompts", len(task), out, "jaccard_seeds"
+    )
+
+
 def overlap_of(circuits: Sequence[Circuit], how: str, n: int, out: Judged) -> None:
     """Jaccard of circuits found anew on resampled groups or with other seeds."""
     tell_overlap(jaccard_of_runs(circuits), how, n, out)
 
 
-def tell_overlap(found: StabilityResult, how: str, n: int, out: Judged) -> None:
+def _prompts(task: CircuitTask) -> set[tuple[int, ...]]:
+    return {tuple(task.clean.row(i)) for i in range(len(task))}
+
+
+def tell_overlap(found: StabilityResult, how: str, n: int, out: Judged, name: str = "jaccard") -> None:
     """The metric and, below 256 prompts, the caveat."""
     low, high = found.spread
-    out.metrics["jaccard"] = Metric(
+    out.metrics[name] = Metric(
         value=found.mean,
         n=n,
         unit="Jaccard",
@@ -297,8 +333,9 @@ def tell_overlap(found: StabilityResult, how: str, n: int, out: Judged) -> None:
         method=f"mean over pairs of {how}; 5th to 95th percentile {low:.2f} to {high:.2f}",
         reason="overlaps of pairs are not independent, so there is no interval",
     )
-    if n < 256:
-        out.caveats.append(f"The overlap rests on {n} prompts, fewer than the 256 that a stable one needs.")
+    few = f"The overlap rests on {n} prompts, fewer than the {ENOUGH} that a stable one needs."
+    if n < ENOUGH and few not in out.caveats:
+        out.caveats.append(few)
 
 
 def _files(

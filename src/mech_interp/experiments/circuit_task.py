@@ -67,6 +67,12 @@ class JudgedParams(CircuitParams):
     resamples: int = Field(
         default=20, ge=0, le=1000, description="Bootstrap resamples of prompt groups for the Jaccard overlap."
     )
+    seeds: int = Field(
+        default=2,
+        ge=0,
+        le=100,
+        description="Further draws of the task's prompts on which the circuit is found anew, for overlap.",
+    )
 
     @field_validator("fractions")
     @classmethod

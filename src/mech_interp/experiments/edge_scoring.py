@@ -9,6 +9,7 @@ import numpy as np
 
 from mech_interp.experiments.context import Context
 from mech_interp.experiments.parts import portions
+from mech_interp.graph import Circuit, CircuitGraph
 from mech_interp.methods.circuits.common import CircuitTask, shrinking
 from mech_interp.methods.common import Floats, as_floats
 
@@ -29,10 +30,12 @@ def score_edges(
     *,
     rules: Rules = "none",
     apart: Sequence[int] | None = None,
+    label: str = "",
 ) -> Floats:
     """[prompt, edge], edges in order of `graph.possible`; see `edge_scores`.
 
-    Of some edges, by number, taken `apart`: [prompt, position, edge].
+    Of some edges, by number, taken `apart`: [prompt, position, edge]. `label` tells the units of several
+    tasks apart.
     """
     from mech_interp.backends.huggingface.edge_gradients import edge_scores
 
@@ -61,9 +64,17 @@ def score_edges(
 
     _ = engine.clean, engine.baseline  # known beforehand, so that every unit takes the same way
     parts = portions(len(task), prompts_at_once(context, task, by_position=apart is not None))
-    label = "scores" if apart is None else "positions"
-    stored = context.each(parts, lambda part: f"{label}/{part[0]:05d}", chunk, f"batches of {label}")
+    what = "scores" if apart is None else "positions"
+    stem = f"{label}/{what}" if label else what
+    stored = context.each(parts, lambda part: f"{stem}/{part[0]:05d}", chunk, f"batches of {what}")
     return np.concatenate([np.asarray(one["scores"]) for one in stored])
+
+
+def top_edges(graph: CircuitGraph, scores: Floats, n_edges: int) -> Circuit:
+    """The edges of largest |mean score|, before pruning; `scores` [prompt, edge]."""
+    matrix = np.zeros(graph.possible.shape)
+    matrix[graph.possible] = scores.mean(0)
+    return Circuit.top(graph, matrix, n_edges)
 
 
 def prompts_at_once(context: Context[Any], task: CircuitTask, *, by_position: bool = False) -> int:

@@ -217,6 +217,46 @@ def test_when_memory_runs_out_batches_shrink_and_the_run_says_so(
         assert result.metrics["faithfulness"].value == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("family", ["attribution_patching", "acdc_edge", "circuit_evaluation"])
+def test_circuits_are_found_again_on_other_draws_of_the_prompts(
+    run: Any, model: Any, records: Any, family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A task of which each seed draws some of the records."""
+    from mech_interp.datasets.pairs import TaskSet
+    from mech_interp.experiments import circuit_judging, data, parts
+
+    params = get("acdc_edge").Params.model_validate({"prompt_pairs": records})
+    everything, real = data.load_data(params, model.tokenizer, 3).pairs, data.load_data
+    size = 8
+
+    def drawn(given: Any, tokenizer: Any, seed: int) -> TaskSet:
+        if given.task is None:
+            return real(given, tokenizer, seed)
+        order = np.random.default_rng(seed if given.data_seed is None else given.data_seed)
+        chosen = order.permutation(len(everything))[:size]
+        return TaskSet("some", tuple(everything[i] for i in chosen))
+
+    monkeypatch.setattr(parts, "load_data", drawn)
+    monkeypatch.setattr(circuit_judging, "load_data", drawn)
+    scores = {"scores": "eap"} if family == "circuit_evaluation" else {}
+    scores |= {"variant": "eap", "check": 0, "claims": 0} if family == "attribution_patching" else {}
+    scores |= {"tau": 0.002} if family == "acdc_edge" else {}
+
+    def found(**more: Any) -> Any:
+        return run(family, task="ioi", **scores, **FAST, **more).metrics["jaccard_seeds"]
+
+    three = found(seeds=2)
+    assert 0 < three.value < 1
+    assert "3 draws of prompts" in three.method
+    assert "asked for" in found(seeds=0).reason
+    size = len(everything)
+    assert "all prompts of the task" in found(seeds=2).reason
+    assert (
+        "not drawn"
+        in run(family, prompt_pairs=records, seeds=2, **scores, **FAST).metrics["jaccard_seeds"].reason
+    )
+
+
 def test_areas_are_told_for_curves_that_reach_all_edges(run: Any, records: Any) -> None:
     given = {"prompt_pairs": records, "variant": "eap", "check": 0, "claims": 0, **FAST}
     part, whole = (

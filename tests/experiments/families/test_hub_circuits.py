@@ -53,7 +53,7 @@ FEW: dict[str, dict[str, Any]] = {
         "curve_random": 1,
         "fractions": [0.05],
     },
-    "acdc_lite": {"random_circuits": 2, "curve_random": 1, "fractions": [0.05]},
+    "acdc_lite": {"tau": 2.0, "loss": "metric", "random_circuits": 2, "curve_random": 1, "fractions": [0.05]},
     "attribution_patching": {
         "check": 8,
         "claims": 4,

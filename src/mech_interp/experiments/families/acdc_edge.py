@@ -23,7 +23,7 @@ class AcdcEdgeParams(AcdcParams):
 class AcdcEdge(AcdcFamily[AcdcEdgeParams]):
     """Removes edges from the logits backwards."""
 
-    name, version = "acdc_edge", 1
+    name, version = "acdc_edge", 2
     summary = "The edges that a behaviour needs, found by removing all others one by one (ACDC)."
     Params = AcdcEdgeParams
 

@@ -15,7 +15,7 @@ class AcdcLiteParams(AcdcParams):
 class AcdcLite(AcdcFamily[AcdcLiteParams]):
     """Removes heads and MLPs from the latest backwards."""
 
-    name, version = "acdc_lite", 1
+    name, version = "acdc_lite", 2
     summary = "The heads and MLPs that a behaviour needs, found by removing all others (ACDC over nodes)."
     Params = AcdcLiteParams
     level = "nodes"

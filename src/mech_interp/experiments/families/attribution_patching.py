@@ -10,13 +10,14 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from mech_interp.experiments.attribution_report import edge_report, node_report
-from mech_interp.experiments.circuit_judging import Judged, judge, overlap, tell_ends
+from mech_interp.experiments.circuit_judging import Judged, judge, overlap, overlap_of_seeds, tell_ends
 from mech_interp.experiments.circuit_task import CircuitFamily, JudgedParams, StoredTask, room, stored_task
 from mech_interp.experiments.context import Context
-from mech_interp.experiments.edge_scoring import prompts_at_once, score_edges
+from mech_interp.experiments.edge_scoring import prompts_at_once, score_edges, top_edges
 from mech_interp.experiments.facts import ModelFacts
 from mech_interp.experiments.result import Result
 from mech_interp.experiments.resumable import resumable
+from mech_interp.graph import Circuit
 from mech_interp.methods.circuits.attribution import edge_result, method_name
 from mech_interp.methods.circuits.attribution_result import AttributionResult
 from mech_interp.methods.circuits.node_attribution import node_attribution
@@ -91,7 +92,7 @@ class AttributionPatchingParams(JudgedParams):
 class AttributionPatching(CircuitFamily[AttributionPatchingParams]):
     """Scores everything with a few backward passes, then measures its own error."""
 
-    name, version = "attribution_patching", 1
+    name, version = "attribution_patching", 2
     summary = "First-order effect of every edge, node or site, with the error of the approximation."
     Params = AttributionPatchingParams
 
@@ -123,6 +124,7 @@ class AttributionPatching(CircuitFamily[AttributionPatchingParams]):
             facts={"direction": params.direction, "variant": found.method},
         )
         overlap(context, task, found.scores, n_edges, judged)
+        overlap_of_seeds(context, task, circuit, partial(_again, context, n_edges), judged)
         return edge_report(found, judged, room(task))
 
 
@@ -144,6 +146,16 @@ def _edges(context: Context[AttributionPatchingParams], task: StoredTask) -> Att
         at_once=prompts_at_once(context, task),
         by_position=partial(_apart, context, task) if params.by_position else None,
     )
+
+
+def _again(
+    context: Context[AttributionPatchingParams], n_edges: int, task: StoredTask, label: str
+) -> Circuit:
+    """The circuit on other prompts."""
+    params = context.params
+    given = params.variant, params.steps, params.direction
+    scores = score_edges(context, task, *given, rules=params.rules, label=label)
+    return top_edges(task.graph, scores, n_edges)
 
 
 def _apart(context: Context[AttributionPatchingParams], task: StoredTask, items: Sequence[int]) -> Floats:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,10 +12,10 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from mech_interp.errors import InputError
-from mech_interp.experiments.circuit_judging import Judged, judge, overlap
-from mech_interp.experiments.circuit_task import CircuitFamily, JudgedParams, stored_task
+from mech_interp.experiments.circuit_judging import Judged, judge, overlap, overlap_of_seeds
+from mech_interp.experiments.circuit_task import CircuitFamily, JudgedParams, StoredTask, stored_task
 from mech_interp.experiments.context import Context
-from mech_interp.experiments.edge_scoring import score_edges
+from mech_interp.experiments.edge_scoring import score_edges, top_edges
 from mech_interp.experiments.facts import ModelFacts
 from mech_interp.experiments.result import Metric, Result
 from mech_interp.graph import Circuit, CircuitGraph
@@ -62,7 +63,7 @@ class CircuitEvaluationParams(JudgedParams):
 class CircuitEvaluation(CircuitFamily[CircuitEvaluationParams]):
     """Judges a circuit that is given."""
 
-    name, version = "circuit_evaluation", 1
+    name, version = "circuit_evaluation", 2
     summary = "How faithful, complete, minimal and stable a circuit is, beside random ones of its size."
     Params = CircuitEvaluationParams
 
@@ -108,6 +109,8 @@ class CircuitEvaluation(CircuitFamily[CircuitEvaluationParams]):
         )
         if per_prompt is not None:
             overlap(context, task, per_prompt, len(saved.circuit), judged)
+            again = partial(_again, context, len(saved.circuit))
+            overlap_of_seeds(context, task, saved.circuit, again, judged)
         if params.reference is not None:
             _grade(saved.circuit, params.reference, judged)
         return Result(
@@ -139,6 +142,15 @@ class CircuitEvaluation(CircuitFamily[CircuitEvaluationParams]):
         if params.edges is not None:
             return SavedCircuit(Circuit.named(graph, params.edges))
         return SavedCircuit(circuit_of_nodes(graph, params.nodes or []))
+
+
+def _again(context: Context[CircuitEvaluationParams], n_edges: int, task: StoredTask, label: str) -> Circuit:
+    """The circuit that scores give on other prompts."""
+    params = context.params
+    assert params.scores is not None
+    return top_edges(
+        task.graph, score_edges(context, task, params.scores, params.steps, "noising", label=label), n_edges
+    )
 
 
 def circuit_of_nodes(graph: CircuitGraph, names: list[str]) -> Circuit:
