@@ -80,6 +80,11 @@ SPECS = [
 ]
 
 
+def _marks(spec: Spec) -> list[pytest.MarkDecorator]:
+    """360 decisions over whole circuits of 24 layers take more than a minute."""
+    return [pytest.mark.full] if spec.name == "acdc-lite-ioi-qwen2.5-0.5b" else []
+
+
 @pytest.fixture(scope="module")
 def tokenizer() -> Any:
     from transformers import AutoTokenizer
@@ -134,7 +139,7 @@ def test_every_task_and_model_has_all_families() -> None:
             assert found == tasks, (model, family)
 
 
-@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
+@pytest.mark.parametrize("spec", [pytest.param(s, marks=_marks(s), id=s.name) for s in SPECS])
 def test_specs_run_at_random_weights(spec: Spec, narrow: dict[str, Any], tokenizer: Any) -> None:
     model, family = narrow[spec.model], get(spec.family)
     given = {key: value for key, value in spec.parameters.items() if key not in ("task", "n")}
