@@ -120,6 +120,35 @@ def test_few_rows_are_wasted(engine: EdgeEngine, tau: float) -> None:
     assert work.rows > 0
 
 
+def test_wrong_expectations_cost_rows_and_change_no_decision(
+    engine: EdgeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right, wrong = Work(), Work()
+    expected = list(prune_edges(engine, LOSS, 0.02, work=right))
+    slopes = CircuitState.slopes
+    monkeypatch.setattr(CircuitState, "slopes", lambda *given: 0.04 - slopes(*given))
+    found = list(prune_edges(engine, LOSS, 0.02, work=wrong))
+    assert torch.equal(as_mask(engine, found), as_mask(engine, expected))
+    assert right.surprises < wrong.surprises
+    assert wrong.wasted <= MOST_WASTED * wrong.rows
+
+
+def test_slopes_are_the_gradient_of_the_circuits_masks(model: Any, engine: EdgeEngine) -> None:
+    """At a circuit from which edges were removed, reader by reader from the logits."""
+    state, mask = CircuitState(engine, METRIC), full(engine.graph)
+    for reader in range(len(engine.graph.readers) - 1, -1, -1):
+        n = engine.graph.before(engine.graph.readers[reader])
+        if state.reaches(reader):
+            masks = mask[None].clone().requires_grad_()
+            (slope,) = torch.autograd.grad(engine.evaluate(masks, METRIC).mean(), masks)
+            expected = -slope[0][:n, reader]
+            found = state.slopes(reader, list(range(n)), METRIC)
+            assert torch.allclose(found, expected, rtol=1e-6, atol=1e-9)
+        gone = list(range(reader % 3, n, 3))
+        mask[gone, reader] = 0
+        state.commit(reader, gone)
+
+
 def test_an_interrupted_search_goes_on(engine: EdgeEngine) -> None:
     whole = list(prune_edges(engine, LOSS, 0.02))
     for cut in (1, len(whole) // 2, len(whole) - 1):
