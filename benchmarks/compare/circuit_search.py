@@ -78,7 +78,7 @@ class Slices:
         at, writers = len(self.decisions), list(decision.effects)
         self.decisions.append(decision)
         for i, writer in enumerate(writers):
-            if (self.evaluated + i) % self.stride == self.stride // 2:
+            if (self.evaluated + i) % self.stride == 0:
                 self._once(at, writer)
         self.evaluated += len(writers)
 

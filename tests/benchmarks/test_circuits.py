@@ -24,7 +24,8 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
 
 def run(bench: SimpleNamespace, path: Path, *options: str) -> tuple[int, dict[str, Any]]:
-    arguments = ["--shape", "toy", "--quick", "--repeats", "1", "--no-memory", "--json", str(path), *options]
+    arguments = ["--shape", "toy", "--quick", "--repeats", "1", "--no-memory", "--tau", "1e-4", *options]
+    arguments += ["--json", str(path)]
     code = bench.circuits.main(arguments)
     return code, json.loads(path.read_text())
 
