@@ -115,11 +115,11 @@ class CircuitState:
 
         All are writers with an edge into `reader`. Returns [len(candidates), prompt].
         """
-        own = self._deltas(candidates, reader)
-        gone = torch.tensor(list(expected), device=self.device)
-        steps = (own * gone[:, None, None, None]).cumsum(0)
-        steps = own.add_(steps.roll(1, 0).index_fill_(0, gone.new_zeros(1, dtype=torch.long), 0.0))
-        return self._onward(reader, torch.sub(self._without(reader, removed), steps, out=steps), metric)
+        lost = self._deltas(candidates, reader)
+        gone = lost * torch.tensor(list(expected), device=self.device)[:, None, None, None]
+        lost[1:] += gone.cumsum(0)[:-1]
+        inputs = torch.sub(self._without(reader, removed), lost, out=lost)
+        return self._onward(reader, inputs, metric)
 
     def slopes(self, reader: int, writers: Sequence[int], metric: Metric) -> Tensor:
         """First-order estimate of what removing each of `writers` at a reader does to the mean metric."""

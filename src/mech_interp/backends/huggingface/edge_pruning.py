@@ -54,7 +54,7 @@ class ReaderDecisions:
 
 @dataclass
 class Work:
-    """Rows computed so far, and how many of them decided nothing."""
+    """Rows computed so far, and how many of them decided nothing; backward passes are not counted."""
 
     rows: int = 0
     wasted: int = 0
