@@ -80,6 +80,9 @@ def _bar_values(axes: Any, view: Bars, intervals: Sequence[tuple[float, float] |
             va="center",
             fontsize=7.5,
             color=INK,
+            # A reference line may run just there.
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8},
+            zorder=5,
         )
     low, high = axes.get_xlim()
     room = 0.1 * (high - low)
