@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from mech_interp.errors import InputError, nearest
+from mech_interp.orchestration.threads import threads, wanted_threads
 
 if TYPE_CHECKING:
     from mech_interp.methods.circuits.certificate.cases import Bench, Scope
@@ -62,6 +63,8 @@ def calibrate(
         InputError: see `choose_sections`.
     """
     chosen = choose_sections(only)
+    import torch  # noqa: F401  # loaded before its threads are set
+
     from mech_interp.methods.circuits.certificate.cases import QUICK, Bench, Scope
     from mech_interp.methods.circuits.certificate.result import Certificate
 
@@ -71,8 +74,9 @@ def calibrate(
     seconds: dict[str, float] = {}
     for number, name in enumerate(chosen):
         tell(name, number, len(chosen), time.perf_counter() - began)
-        start = time.perf_counter()
-        measures += _section(name)(bench)
+        start, section = time.perf_counter(), _section(name)
+        with threads(wanted_threads(None, "cpu", 0)):  # the models are tiny, all of them
+            measures += section(bench)
         seconds[name] = time.perf_counter() - start
     tell("", len(chosen), len(chosen), time.perf_counter() - began)
     return Certificate(scope.name, _settings(scope, chosen), tuple(measures), seconds, bench.hashes())
