@@ -15,7 +15,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from mech_interp.backends.huggingface import edits as ed
+from mech_interp.backends import edits as ed
 from mech_interp.backends.huggingface.generation import Phase, Steps, add_phase, generate
 from mech_interp.backends.huggingface.model import Prompts, RunReader, pick
 from mech_interp.backends.metrics import Metric

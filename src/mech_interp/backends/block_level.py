@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mech_interp.backends import edits as ed
 from mech_interp.backends.adapter import Adapter
 from mech_interp.backends.block_structure import Structure, find_structure
 from mech_interp.backends.checks import TOLERANCE, Identity, probe_tokens, verify
-from mech_interp.backends.huggingface import edits as ed
 from mech_interp.backends.huggingface.generation import default_stops
 from mech_interp.backends.huggingface.layouts.base import Port, norm_eps
 from mech_interp.backends.protocol import Capability, ModelInfo

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mech_interp.backends import edits as ed
 from mech_interp.backends.agreement import require_agreement
 from mech_interp.backends.around_library import AroundLibrary
 from mech_interp.backends.block_level import BlockLevelModel
 from mech_interp.backends.checks import TOLERANCE, probe_tokens, verify
-from mech_interp.backends.huggingface import edits as ed
 from mech_interp.backends.huggingface.checkpoint import Loaded, load_folder
 from mech_interp.backends.huggingface.layouts.base import Port
 from mech_interp.backends.huggingface.model import HuggingFaceModel

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from mech_interp.backends.checks import TOLERANCE
-from mech_interp.backends.huggingface.edits import Place
+from mech_interp.backends.edits import Place
 from mech_interp.backends.huggingface.model import HuggingFaceModel
 from mech_interp.backends.moments import Passage
 from mech_interp.backends.protocol import ModelInfo

@@ -13,8 +13,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from mech_interp.backends.edits import Place
 from mech_interp.backends.huggingface.block import Taps
-from mech_interp.backends.huggingface.edits import Place
 from mech_interp.backends.huggingface.layouts.base import Block, Layout, Port
 from mech_interp.errors import IdentityError, InputError
 from mech_interp.sites import Site

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mech_interp.backends import edits as ed
 from mech_interp.backends.adapter import Adapter
 from mech_interp.backends.checks import verify
-from mech_interp.backends.huggingface import edits as ed
 from mech_interp.backends.huggingface.checkpoint import Loaded, load_folder
 from mech_interp.backends.huggingface.generation import default_stops
 from mech_interp.backends.huggingface.layouts.base import Layout

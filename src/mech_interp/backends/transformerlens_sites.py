@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mech_interp.backends.adapter import Adapter
 from mech_interp.backends.checks import TOLERANCE, probe_tokens
-from mech_interp.backends.huggingface.entries import INTEGERS
+from mech_interp.backends.entries import INTEGERS
 from mech_interp.backends.huggingface.model import HuggingFaceModel
 from mech_interp.backends.metrics import Logits
 from mech_interp.backends.protocol import ModelInfo, Row

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from mech_interp.backends.huggingface import edits as ed
-from mech_interp.backends.huggingface.entries import gather_entries, site_means
+from mech_interp.backends import edits as ed
+from mech_interp.backends.entries import gather_entries, site_means
 from mech_interp.backends.huggingface.stack import embed, frame_for, run_blocks
 from mech_interp.backends.protocol import InstrumentedModel, Row
 from mech_interp.backends.rows.plan import Job, Stage

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from mech_interp.backends.huggingface import edits as ed
+from mech_interp.backends import edits as ed
+from mech_interp.backends.entries import Reader
 from mech_interp.backends.huggingface.base_state import BaseState
 from mech_interp.backends.huggingface.block import (
     Frame,
@@ -19,7 +20,6 @@ from mech_interp.backends.huggingface.block import (
     mlp_source,
     take_columns,
 )
-from mech_interp.backends.huggingface.entries import Reader
 from mech_interp.backends.huggingface.stack import embed, logits_of
 from mech_interp.backends.metrics import Metric
 from mech_interp.backends.rows.plan import Chunk, Stage, Start

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mech_interp.backends.huggingface import edits as ed
+from mech_interp.backends import edits as ed
 from mech_interp.backends.huggingface.block import attend, mlp_of, take_columns
 from mech_interp.backends.huggingface.edge_contraction import Changes
 from mech_interp.backends.huggingface.edge_passes import columns_of

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from mech_interp.backends.huggingface import edits as ed
+from mech_interp.backends import edits as ed
 from mech_interp.backends.huggingface.block import take_columns
 from mech_interp.backends.huggingface.writers import Writers, head_weights
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from mech_interp.backends.huggingface import edits as ed
+from mech_interp.backends import edits as ed
 from mech_interp.backends.huggingface.block import Frame, attend, mlp_of
 from mech_interp.backends.huggingface.stack import frame_for, logits_of
 from mech_interp.backends.huggingface.writers import (

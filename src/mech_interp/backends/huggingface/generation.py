@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import torch
 from torch import Tensor
 
-from mech_interp.backends.huggingface import edits as ed
+from mech_interp.backends import edits as ed
 from mech_interp.backends.huggingface.stack import embed, finish, frame_for, run_blocks
 from mech_interp.backends.protocol import Generation, InstrumentedModel, ModelInfo
 from mech_interp.backends.tokens import Tokens

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mech_interp.backends.huggingface import edits as ed
-from mech_interp.backends.huggingface.entries import gather_entries, site_means
+from mech_interp.backends import edits as ed
+from mech_interp.backends.entries import gather_entries, site_means
 from mech_interp.backends.huggingface.generation import CachedSteps, default_stops, generate
 from mech_interp.backends.huggingface.layouts.base import Layout
 from mech_interp.backends.huggingface.rows import run_rows

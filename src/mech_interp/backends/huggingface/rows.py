@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from mech_interp.backends.huggingface import edits as ed
+from mech_interp.backends import edits as ed
 from mech_interp.backends.huggingface.base_state import BaseState, SourceReader, base_bytes_per_token
 from mech_interp.backends.huggingface.chunk import ChunkRun
 from mech_interp.backends.metrics import Metric

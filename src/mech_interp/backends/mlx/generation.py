@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import mlx.core as mx
 from torch import Tensor
 
-from mech_interp.backends.huggingface import edits as ed
+from mech_interp.backends import edits as ed
 from mech_interp.backends.huggingface.generation import Phase, add_phase
 from mech_interp.backends.mlx.convert import to_torch
 from mech_interp.backends.mlx.decoder import MLXTaps

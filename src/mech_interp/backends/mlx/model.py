@@ -9,8 +9,8 @@ import mlx.core as mx
 import numpy as np
 from torch import Tensor
 
+from mech_interp.backends import edits as ed
 from mech_interp.backends.adapter import Adapter
-from mech_interp.backends.huggingface import edits as ed
 from mech_interp.backends.mlx.convert import to_mlx, to_torch
 from mech_interp.backends.mlx.decoder import Decoder, MLXTaps
 from mech_interp.backends.mlx.generation import CachedSteps

@@ -67,7 +67,7 @@ def _batches(members: list[int], rows: Sequence[Row], runs: Mapping[str, Tokens]
 def _evaluate(
     model: Adapter, rows: Sequence[Row], runs: Mapping[str, Tokens], metric: Metric, reader: SourceReader
 ) -> Tensor:
-    from mech_interp.backends.huggingface import edits as ed
+    from mech_interp.backends import edits as ed
 
     edits = ed.Edits(model.info.windows)
     for number, row in enumerate(rows):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from mech_interp.backends.huggingface import edits as ed
+from mech_interp.backends import edits as ed
 from mech_interp.backends.huggingface.block import mid_to_post, mlp_of, mlp_source
 from mech_interp.backends.tokens import Tokens
 from mech_interp.graph import CircuitGraph, Reader, Writer

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mech_interp.backends.huggingface import edits as ed
+from mech_interp.backends import edits as ed
 from mech_interp.backends.huggingface.block import attend, mlp_of
 from mech_interp.backends.huggingface.edges import EdgeEngine
 from mech_interp.backends.huggingface.stack import frame_for, logits_of

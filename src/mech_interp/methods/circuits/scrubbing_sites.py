@@ -218,7 +218,7 @@ def _query_heads(site: Site, info: ModelInfo) -> set[int]:
 
 
 def _check_sites(info: ModelInfo, protected: Sequence[Site], scrubbed: Sequence[Site]) -> None:
-    from mech_interp.backends.huggingface.edits import check_site
+    from mech_interp.backends.edits import check_site
 
     if not scrubbed:
         raise InputError("There are no sites to scrub.", "Give at least one.")

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mech_interp.backends.huggingface.entries import Entries, Reader, applied, check_operation
+from mech_interp.backends.entries import Entries, Reader, applied, check_operation
 from mech_interp.backends.protocol import ModelInfo
 from mech_interp.backends.tokens import Tokens
 from mech_interp.errors import CapabilityError, InputError, NotFiredError, nearest
