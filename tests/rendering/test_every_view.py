@@ -122,6 +122,16 @@ def test_every_view_becomes_a_figure(view: views.View) -> None:
     assert max(drawn.get_size_inches()) < 60
 
 
+def test_a_glyph_that_only_the_proportional_font_has_is_spelled_out() -> None:
+    """Token strips are drawn in the monospaced one."""
+    strip = views.TokenStrip(title="😀", tokens=("😀",), values=(0.5,), value_label="effect")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+        FigureCanvasAgg(figure(strip)).draw()
+
+
 def test_packages_import_no_drawing_library() -> None:
     import subprocess
     import sys

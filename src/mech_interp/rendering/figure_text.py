@@ -17,10 +17,11 @@ _CELL = 40
 
 @functools.cache
 def _glyphs() -> frozenset[int]:
-    """Code points of the bundled font."""
+    """Code points of both bundled fonts, the proportional and the monospaced one."""
     from matplotlib import font_manager, ft2font
 
-    return frozenset(ft2font.FT2Font(font_manager.findfont("DejaVu Sans")).get_charmap())
+    fonts = (font_manager.findfont(name) for name in ("DejaVu Sans", "DejaVu Sans Mono"))
+    return frozenset.intersection(*(frozenset(ft2font.FT2Font(font).get_charmap()) for font in fonts))
 
 
 def printable(text: str) -> str:
